@@ -1,0 +1,44 @@
+# Everything a newcomer types. `make demo` and `make test` prepare the environment themselves.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RUN    ?= runs/demo
+
+.PHONY: demo test install lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo      install, run the whole method on rendered pictures, write $(RUN)/report.html'
+	@echo 'make test      install and run the test suite'
+	@echo 'make install   only make $(VENV) and install'
+	@echo 'make bench     each op against eager and torch.compile, then the table of figures'
+	@echo 'make lint      ruff and pyright'
+	@echo 'make clean     remove build outputs and the environment'
+
+# torch comes first and the build is not isolated: csrc compiles against this torch, and it is downloaded once.
+$(STAMP): pyproject.toml setup.py $(shell find csrc -type f)
+	$(PYTHON) -c 'import sys; sys.exit("vlkd needs Python 3.10 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools>=77' wheel
+	$(BIN)/python -m pip install --quiet 'torch>=2.10' 'torchvision>=0.25' 'pybind11>=2.13' 'ninja>=1.11'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[train,eval,bench,dev]'
+	touch $@
+
+install: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/vlkd demo --out $(RUN)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/latest.json
+	$(BIN)/python -m benchmarks.table benchmarks/results/latest.json
+
+clean:
+	rm -rf $(VENV) build *.egg-info vlkd_kernels/_C*.so .pytest_cache .ruff_cache

@@ -1,0 +1,30 @@
+"""Recipes: every setting of a run, validated, with the paper's values as defaults."""
+
+from vlkd.recipes.load import load_recipe, recipe_names
+from vlkd.recipes.schema import (
+    Detector,
+    Detectors,
+    Distillation,
+    Encoder,
+    Evaluation,
+    Recipe,
+    Schedule,
+    Schedules,
+    Text,
+    World,
+)
+
+__all__ = [
+    "Detector",
+    "Detectors",
+    "Distillation",
+    "Encoder",
+    "Evaluation",
+    "Recipe",
+    "Schedule",
+    "Schedules",
+    "Text",
+    "World",
+    "load_recipe",
+    "recipe_names",
+]

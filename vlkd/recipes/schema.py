@@ -1,0 +1,142 @@
+"""What a recipe may say. Unknown keys are errors; every default that the paper gives is named as such."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class World(_Section):
+    """The rendered pictures (``vlkd.scenes``)."""
+
+    picture_size: int = Field(192, ge=64, le=512, description="side of a rendered picture, pixels")
+    train: int = Field(1200, ge=1, description="pictures to train on")
+    validation: int = Field(200, ge=1)
+    test: int = Field(240, ge=1)
+
+
+class Detector(_Section):
+    """A torchvision Faster R-CNN."""
+
+    backbone: Literal["resnet10", "shufflenet"] = "resnet10"
+    input_size: int = Field(192, ge=64, le=1333, description="side the picture is resized to, pixels")
+    feature_dim: int = Field(256, ge=16, description="width of the box head's output")
+    steps: int = Field(2500, ge=1, description="optimizer steps when trained from scratch")
+    batch: int = Field(8, ge=1)
+    lr: float = Field(1e-3, gt=0)
+
+
+class Detectors(_Section):
+    """The two detectors. ``packaged`` starts from the weights that ship with the package."""
+
+    weights: Literal["packaged", "train"] = "packaged"
+    student: Detector = Detector(backbone="shufflenet", input_size=112, feature_dim=128)
+    teacher: Detector = Detector(backbone="resnet10", input_size=192, feature_dim=256)
+    max_regions: int = Field(12, ge=1, description="regions kept per picture (the paper: 50)")
+    score_threshold: float = Field(0.2, ge=0, lt=1)
+
+
+class Text(_Section):
+    """Token budgets, all in WordPieces."""
+
+    vocabulary: int = Field(600, ge=64)
+    caption: int = Field(24, ge=4, description="[CLS] + caption + [SEP] (Oscar: 40)")
+    question: int = Field(20, ge=4)
+    tags: int = Field(16, ge=1, description="tags + [SEP] (Oscar: 30)")
+
+
+class Encoder(_Section):
+    """The shape of a BERT encoder."""
+
+    layers: int = Field(ge=1)
+    width: int = Field(ge=8)
+    heads: int = Field(ge=1)
+    ffn: int = Field(ge=8)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Encoder:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
+
+
+class Distillation(_Section):
+    """Weights and settings of L_ATT, L_HID and L_CLS (arXiv 2104.02096)."""
+
+    alpha: float = Field(1.0, ge=0, description="weight of the attention loss")
+    beta: float = Field(1.0, ge=0, description="weight of the hidden loss")
+    gamma: float = Field(1.0, ge=0, description="weight of the class loss, fine-tuning only")
+    distance: Literal["mse", "kl"] = "mse"
+    temperature: float = Field(0.07, gt=0, description="tau of the token NCE")
+    class_temperature: float = Field(1.0, gt=0, description="tau_d of the class loss")
+    queue_size: int = Field(4096, ge=0, description="K, rows of teacher hidden states")
+    queue_tokens: int = Field(512, ge=1, description="most tokens enqueued an optimizer step, drawn uniformly")
+    in_batch: bool = Field(False, description="the other tokens of the batch are negatives too")
+
+
+class Schedule(_Section):
+    """One training stage: AdamW, linear decay."""
+
+    steps: int = Field(ge=1, description="optimizer steps")
+    batch: int = Field(64, ge=1, description="samples an optimizer step, all accumulated micro-batches together")
+    accumulation: int = Field(1, ge=1, description="micro-batches the batch is split into")
+    lr: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    save_every: int = Field(100, ge=1, description="steps between checkpoints")
+    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+
+    @model_validator(mode="after")
+    def _accumulation_divides_batch(self) -> Schedule:
+        if self.batch % self.accumulation:
+            raise ValueError(f"batch {self.batch} must be a multiple of accumulation {self.accumulation}")
+        return self
+
+
+class Schedules(_Section):
+    """Both students (with and without distillation) share ``student`` and the ``student_*`` schedules."""
+
+    teacher: Schedule = Schedule(steps=300, lr=5e-5)
+    adapt: Schedule = Schedule(steps=100, lr=5e-5)
+    student: Schedule = Schedule(steps=300, lr=5e-5)
+    teacher_captioning: Schedule = Schedule(steps=150, lr=3e-5)
+    teacher_vqa: Schedule = Schedule(steps=200, lr=5e-5)
+    student_captioning: Schedule = Schedule(steps=150, lr=3e-5)
+    student_vqa: Schedule = Schedule(steps=200, lr=5e-5)
+
+
+class Evaluation(_Section):
+    beam: int = Field(3, ge=1, description="beam width of captioning; 1 is greedy (the paper: 5)")
+    max_tokens: int = Field(20, ge=1, description="longest generated caption (Oscar: 20)")
+    batch: int = Field(64, ge=1)
+
+
+class Recipe(_Section):
+    """All settings of one run of the whole method."""
+
+    name: str
+    seed: int = Field(0, ge=0)
+    world: World = World()
+    detectors: Detectors = Detectors()
+    text: Text = Text()
+    teacher: Encoder = Encoder(layers=4, width=128, heads=4, ffn=512)
+    student: Encoder = Encoder(layers=3, width=64, heads=4, ffn=256)
+    distillation: Distillation = Distillation()
+    schedules: Schedules = Schedules()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _heads_match(self) -> Recipe:
+        if self.teacher.heads != self.student.heads:
+            raise ValueError(
+                f"attention maps are compared head by head, so teacher.heads ({self.teacher.heads}) "
+                f"and student.heads ({self.student.heads}) must be equal"
+            )
+        return self

@@ -1,0 +1,152 @@
+"""Run folders: what makes a run resumable, repeatable and never overwritten.
+
+A folder holds ``settings.yaml`` (the resolved settings), ``versions.json`` (what ran it), and, once the run has
+finished, ``results.json``. An unfinished folder of the same settings resumes; a finished one is left as it is; a folder of
+other settings is refused. Whatever is written appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlkd.errors import VlkdError
+
+_SETTINGS = "settings.yaml"
+_VERSIONS = "versions.json"
+_RESULTS = "results.json"
+_FINGERPRINT = "data_fingerprint"
+_RECORDED_PACKAGES = ("vlkd", "torch", "torchvision", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+class Run:
+    """One stage's folder. Use :meth:`begin`, do the work unless :attr:`finished`, then :meth:`finish`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def begin(cls, folder: Path | str, settings: Mapping[str, Any], fingerprint: str = "") -> Run:
+        """Create the folder, or take up the one that is there.
+
+        ``settings`` is the resolved recipe of the stage: plain values that YAML can hold. ``fingerprint`` names
+        the data the stage reads, so that a run on other data is another run.
+
+        Raises:
+            VlkdError: the folder holds a run of other settings (the first key that differs is named), or something
+                that is no run.
+        """
+        run = cls(Path(folder))
+        wanted = {**json.loads(json.dumps(settings)), _FINGERPRINT: fingerprint}
+        if not run.folder.exists() or not any(run.folder.iterdir()):
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(run.folder / _VERSIONS, json.dumps(versions(), indent=2) + "\n")
+            write_atomically(run.folder / _SETTINGS, yaml.safe_dump(wanted, sort_keys=False))
+            return run
+        found = run.settings()
+        difference = _first_difference(found, wanted)
+        if difference is not None:
+            key, old, new = difference
+            raise VlkdError(
+                f"'{run.folder}' holds a run with {key} = {old!r}, but this one has {key} = {new!r}: "
+                "choose another folder, or delete that one if it is no longer wanted."
+            )
+        return run
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """A finished run, for reading.
+
+        Raises:
+            VlkdError: there is no run in ``folder``, or it has not finished.
+        """
+        run = cls(Path(folder))
+        if not run.folder.is_dir():
+            raise VlkdError(f"There is no run folder '{run.folder}': run `vlkd demo --out {run.folder}` first.")
+        run.settings()
+        if not run.finished:
+            raise VlkdError(f"The run in '{run.folder}' has not finished: give its command again and it resumes.")
+        return run
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / _RESULTS).is_file()
+
+    def settings(self) -> dict[str, Any]:
+        """The settings the run was begun with."""
+        path = self.folder / _SETTINGS
+        if not path.is_file():
+            raise VlkdError(
+                f"'{self.folder}' is not empty and holds no run (no {_SETTINGS}): choose an empty or a new folder."
+            )
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+    def results(self) -> dict[str, Any]:
+        """What :meth:`finish` was given."""
+        return json.loads((self.folder / _RESULTS).read_text(encoding="utf-8"))
+
+    def finish(self, **results: Any) -> None:
+        """Write ``results.json``, which marks the run as finished."""
+        write_atomically(self.folder / _RESULTS, json.dumps(results, indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a run's numbers depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write ``content`` beside ``path``, flush it to the disk, and rename it into place."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def truncate_jsonl(path: Path, key: str, last: int) -> None:
+    """Keep the rows of a JSON-lines file whose ``row[key] <= last``; a torn last line goes too."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if row[key] <= last:
+            kept.append(line + "\n")
+    write_atomically(path, "".join(kept))
+
+
+def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first key, in the new settings' order, at which the two differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return None if old == new else (key, old, new)
+    for name in [*new, *(name for name in old if name not in new)]:
+        path = f"{key}.{name}" if key else name
+        found = _first_difference(old.get(name), new.get(name), path)
+        if found is not None:
+            return found
+    return None
