@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from vlkd.errors import VlkdError
+from vlkd.runs import Run, truncate_jsonl, write_atomically
+
+SETTINGS = {"seed": 0, "student": {"width": 64, "layers": 3}}
+
+
+def test_a_new_run_records_settings_and_versions(tmp_path):
+    run = Run.begin(tmp_path / "run", SETTINGS, fingerprint="abc")
+    assert not run.finished
+    assert run.settings() == {**SETTINGS, "data_fingerprint": "abc"}
+    assert "torch" in json.loads((run.folder / "versions.json").read_text())
+
+
+def test_the_same_settings_resume_and_a_finished_run_says_so(tmp_path):
+    Run.begin(tmp_path, SETTINGS)
+    run = Run.begin(tmp_path, SETTINGS)
+    assert not run.finished
+    run.finish(cider=1.5)
+    again = Run.begin(tmp_path, SETTINGS)
+    assert again.finished
+    assert again.results() == {"cider": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "fingerprint", "key", "old", "new"),
+    [
+        ({"seed": 1}, "", "seed", "0", "1"),
+        ({"student": {"width": 32, "layers": 3}}, "", "student.width", "64", "32"),
+        ({}, "other data", "data_fingerprint", "''", "'other data'"),
+    ],
+)
+def test_other_settings_are_refused_with_the_first_key_that_differs(tmp_path, change, fingerprint, key, old, new):
+    Run.begin(tmp_path, SETTINGS)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(VlkdError, match=rf"{key} = {old}, but this one has {key} = {new}"):
+        Run.begin(tmp_path, {**SETTINGS, **change}, fingerprint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(VlkdError, match="holds no run"):
+        Run.begin(tmp_path, SETTINGS)
+
+
+def test_opening_a_missing_or_unfinished_run_says_what_to_do(tmp_path):
+    with pytest.raises(VlkdError, match="no run folder"):
+        Run.open(tmp_path / "nowhere")
+    Run.begin(tmp_path, SETTINGS)
+    with pytest.raises(VlkdError, match="has not finished"):
+        Run.open(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    target = tmp_path / "results.json"
+    write_atomically(target, "old")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(target, "new")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_metrics_are_cut_back_to_a_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    truncate_jsonl(path, "step", 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

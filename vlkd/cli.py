@@ -1,0 +1,166 @@
+"""The `vlkd` command. Heavy imports wait inside the commands, so that `vlkd --help` is instant."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlkd.errors import VlkdError
+
+app = typer.Typer(
+    name="vlkd",
+    help="Compress visual-linguistic transformers by knowledge distillation (DistillVLM, arXiv 2104.02096).\n\n"
+    "Start with [bold]vlkd demo --quick[/bold]: every stage of the method, in two minutes, on pictures that it renders "
+    "itself. Then [bold]vlkd demo[/bold] trains for real, and [bold]vlkd caption[/bold] and [bold]vlkd answer[/bold] "
+    "use its models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+class Model(str, Enum):
+    """The models of a finished run that take pictures."""
+
+    student = "student"
+    distilled = "distilled"
+    teacher = "teacher"
+
+
+class Split(str, Enum):
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+RunOption = Annotated[Path, typer.Option("--run", help="Folder of a finished run.")]
+ModelOption = Annotated[
+    Model,
+    typer.Option(
+        help="'distilled': the student taught by the adapted teacher; 'student': the same without distillation; "
+        "'teacher': the adapted teacher."
+    ),
+]
+PictureArgument = Annotated[Path, typer.Argument(help="A picture file: PNG, JPEG, WebP, …")]
+
+
+@app.command()
+def demo(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings to change, as key=value: 'distillation.beta=0.5' 'schedules.student.steps=500'."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; by default runs/demo, or another name for another seed or --quick.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Renders and trains another world.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Every stage, two minutes, models that learn little.")] = False,
+    from_scratch: Annotated[
+        bool,
+        typer.Option("--from-scratch", help="Train the detectors too (an hour on two cores), not the shipped weights."),
+    ] = False,
+) -> None:
+    """Run the whole method and write a page about it.
+
+    Renders pictures, detects regions with a weak and a strong detector, pre-trains and adapts the teacher, trains the
+    student with and without distillation, fine-tunes all of them for captioning and for question answering, evaluates them
+    with and without the picture, and writes report.html and results.json into the run folder.
+
+    Stopped at any moment, the same command takes up where it was. A finished folder is reported again; a folder that
+    holds other settings is refused.
+    """
+    from vlkd.pipeline import run_method
+    from vlkd.recipes import load_recipe
+
+    changes = [*(settings or []), f"seed={seed}"]
+    if from_scratch:
+        changes.append("detectors.weights=train")
+    recipe = load_recipe("quick" if quick else "demo", changes)
+    suffix = f"-seed{seed}" if seed else ""
+    folder = out or Path("runs") / f"{recipe.name}{suffix}"
+    page = run_method(recipe, folder, command=_command_line())
+    typer.echo(f"The page: {page}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which backend each operator will use and why, and what to do to get more."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vlkd.doctor import environment, examine
+
+    console = Console()
+    console.print("  ".join(f"{name} {version}" for name, version in environment().items()), highlight=False)
+    table = Table(show_lines=True)
+    for column in ("", "what", "state", "more"):
+        table.add_column(column, overflow="fold")
+    for finding in examine():
+        mark = "[green]ok[/green]" if finding.good else "[yellow]![/yellow]"
+        table.add_row(mark, finding.subject, finding.state, finding.advice)
+    console.print(table)
+
+
+@app.command()
+def caption(picture: PictureArgument, run: RunOption = Path("runs/demo"), model: ModelOption = Model.distilled) -> None:
+    """Describe a picture with a model of a finished run.
+
+    The models know the rendered world only; [bold]vlkd render[/bold] makes pictures of it. A photograph gets a caption too,
+    in the words of that world.
+    """
+    from vlkd.pipeline import FinishedRun
+
+    typer.echo(FinishedRun.open(run).caption(picture, model.value))
+
+
+@app.command()
+def answer(
+    picture: PictureArgument,
+    question: Annotated[str, typer.Argument(help="For example 'what colour is the star ?'")],
+    run: RunOption = Path("runs/demo"),
+    model: ModelOption = Model.distilled,
+) -> None:
+    """Answer a question about a picture with a model of a finished run."""
+    from vlkd.pipeline import FinishedRun
+
+    typer.echo(FinishedRun.open(run).answer(picture, question, model.value))
+
+
+@app.command()
+def render(
+    folder: Annotated[Path, typer.Argument(help="Where the PNG files go.")],
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Which world. The demo trains on seed 0.")] = 1,
+    split: Annotated[Split, typer.Option(help="Which part of that world.")] = Split.test,
+    size: Annotated[int, typer.Option(min=64, max=512, help="Side of a picture in pixels.")] = 192,
+) -> None:
+    """Draw pictures of the rendered world, for trying [bold]vlkd caption[/bold] and [bold]vlkd answer[/bold]."""
+    from vlkd.scenes import save_pictures
+
+    for path in save_pictures(folder, seed, split.value, range(count), size):
+        typer.echo(path)
+
+
+def _command_line() -> str:
+    return " ".join(["vlkd", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and status 2, an interruption one sentence and status 130."""
+    try:
+        app()
+    except VlkdError as error:
+        typer.echo(f"vlkd: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("vlkd: interrupted; the same command resumes.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

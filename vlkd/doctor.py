@@ -1,0 +1,93 @@
+"""`vlkd doctor`: what is installed, which backend each operator will use and why, and what to do to get more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from vlkd.runs import versions
+
+
+class Finding(NamedTuple):
+    """One line of the examination."""
+
+    subject: str
+    state: str
+    good: bool
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Everything that decides how fast this installation runs and what it can do."""
+    return [*_machine(), *_extension(), *_backends(), *_metrics()]
+
+
+def environment() -> dict[str, str]:
+    """Python, platform and package versions."""
+    return versions()
+
+
+def _machine() -> Iterator[Finding]:
+    import torch
+
+    threads = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    yield Finding("CPU", f"{torch.backends.cpu.get_cpu_capability()}, {threads}", True)
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            memory = properties.total_memory / 2**30
+            state = f"{properties.name}, compute capability {properties.major}.{properties.minor}, {memory:.0f} GiB"
+            yield Finding(f"GPU {index}", state, True)
+    else:
+        yield Finding("GPU", "none that torch can use", True, "not needed; with one, the same commands use it")
+    nvcc = shutil.which("nvcc")
+    yield Finding(
+        "CUDA toolkit",
+        f"nvcc at {nvcc}" if nvcc else "no nvcc on the PATH",
+        True,
+        "" if nvcc else "only needed to compile csrc's CUDA kernels; install a toolkit of torch's CUDA version",
+    )
+
+
+def _extension() -> Iterator[Finding]:
+    from vlkd_kernels import extension
+
+    if extension.load() is None:
+        yield Finding("compiled extension", f"not loaded: {extension.why_not()}", False, "run `make install`")
+        return
+    info = extension.build_info()
+    yield Finding("compiled extension", f"loaded, built by {info['compiler']} for torch {info['torch']}", True)
+    architectures = ", ".join(info["cuda_architectures"])
+    yield Finding(
+        "compiled CUDA kernels",
+        f"for {architectures}" if architectures else "left out",
+        True,
+        "" if architectures else "with nvcc on the PATH, run `FORCE_CUDA=1 make install`",
+    )
+
+
+def _backends() -> Iterator[Finding]:
+    import torch
+
+    from vlkd_kernels import explain_backend
+
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for operator in ("attention_mse", "token_nce", "ring_queue"):
+        for device in devices:
+            statuses = explain_backend(operator, device=device)
+            chosen = next(status for status in statuses if status.available)
+            refused = "; ".join(f"{status.backend}: {status.reason}" for status in statuses if not status.available)
+            yield Finding(f"{operator} on {device}", f"{chosen.backend} ({chosen.reason})", True, f"not {refused}")
+
+
+def _metrics() -> Iterator[Finding]:
+    java = shutil.which("java")
+    if java is None:
+        yield Finding("METEOR, SPICE", "not computed: no Java", True, "put a Java runtime on the PATH to get them")
+        return
+    version = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
+    lines = (version.stderr or version.stdout).splitlines()
+    yield Finding("Java (METEOR, SPICE)", lines[0] if lines else f"{java} prints no version", version.returncode == 0)

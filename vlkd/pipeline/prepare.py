@@ -1,0 +1,113 @@
+"""Before any training: detectors, paired regions of every picture, texts, tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlkd.data import Corpus, RegionStore, load_tokenizer, train_tokenizer, write_store
+from vlkd.progress import track
+from vlkd.recipes import Recipe
+from vlkd.regions import FasterRCNNWithAttributes, ap50, extract, fit_detectors, load_detectors, load_packaged_detectors
+from vlkd.runs import Run
+from vlkd.scenes import Picture, make_picture
+from vlkd.training import StageData
+
+SPLITS = ("train", "validation", "test")
+_AP50_PICTURES = 100  # of the validation split, for the report
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all training stages read, and what the report says about it."""
+
+    data: StageData
+    ap50: dict[str, float]  # "student" and "teacher"
+    seconds: float  # of detection and extraction
+
+
+def detectors_of(recipe: Recipe, folder: Path) -> tuple[FasterRCNNWithAttributes, FasterRCNNWithAttributes]:
+    """(student, teacher): the shipped ones, or the ones trained in ``folder/detectors``."""
+    if recipe.detectors.weights == "packaged":
+        return load_packaged_detectors(recipe.detectors)
+    return load_detectors(folder / "detectors" / "weights", recipe.detectors)
+
+
+def prepare(recipe: Recipe, folder: Path) -> Prepared:
+    """Do, or take up, everything that comes before training; all of it is found again by a second call."""
+    if recipe.detectors.weights == "train":
+        _fit_detectors(recipe, folder / "detectors")
+    regions = _extract_regions(recipe, folder)
+    store = RegionStore.open(folder / "regions" / "store")
+    corpora = {split: Corpus.load(folder / "regions" / f"{split}.json") for split in SPLITS}
+    if not (folder / "tokenizer").is_dir():
+        train_tokenizer(corpora["train"].texts(), recipe.text.vocabulary).save_pretrained(folder / "tokenizer")
+    data = StageData(store, corpora, load_tokenizer(folder / "tokenizer"), recipe.seed)
+    return Prepared(data, regions["ap50"], regions["seconds"])
+
+
+def pictures(recipe: Recipe, split: str, count: int | None = None) -> Iterator[Picture]:
+    """The pictures of a split, rendered as they are asked for."""
+    for index in range(getattr(recipe.world, split) if count is None else count):
+        yield make_picture(recipe.seed, split, index, size=recipe.world.picture_size)
+
+
+def _fit_detectors(recipe: Recipe, folder: Path) -> None:
+    run = Run.begin(folder, {"seed": recipe.seed, **recipe.detectors.model_dump()})
+    if not run.finished:
+        fitted = fit_detectors(
+            folder / "weights", recipe.detectors, recipe.seed, picture_size=recipe.world.picture_size
+        )
+        run.finish(**{role: {"ap50": one.ap50, "seconds": one.seconds} for role, one in fitted.items()})
+
+
+def _extract_regions(recipe: Recipe, folder: Path) -> dict:
+    """Render every picture once, keep its regions and its texts; returns what the run's results.json holds."""
+    settings = {
+        "seed": recipe.seed, "world": recipe.world.model_dump(), "detectors": recipe.detectors.model_dump()
+    }  # fmt: skip
+    run = Run.begin(folder / "regions", settings)
+    if run.finished:
+        return run.results()
+    started = time.monotonic()
+    student, teacher = detectors_of(recipe, folder)
+    texts: dict[str, list[Picture]] = {split: [] for split in SPLITS}
+
+    def rendered() -> Iterator[Picture]:
+        for split in SPLITS:
+            for picture in pictures(recipe, split):
+                texts[split].append(picture)
+                yield picture
+
+    store = folder / "regions" / "store"
+    if store.exists():  # written by a run that was stopped before it wrote the texts
+        for split in SPLITS:
+            texts[split].extend(pictures(recipe, split))
+    else:
+        total = sum(getattr(recipe.world, split) for split in SPLITS)
+        records = extract(
+            track(rendered(), "regions of both detectors", total),
+            student,
+            teacher,
+            recipe.detectors.max_regions,
+            recipe.detectors.score_threshold,
+        )
+        write_store(store, records, _fingerprint(settings))
+    for split in SPLITS:
+        Corpus.of_pictures(split, texts[split]).save(run.folder / f"{split}.json")
+    held_out = texts["validation"][:_AP50_PICTURES]
+    scores = {
+        role: ap50(detector, track(held_out, f"AP50 of the {role}'s detector"))
+        for role, detector in (("student", student), ("teacher", teacher))
+    }
+    run.finish(ap50=scores, seconds=time.monotonic() - started)
+    return run.results()
+
+
+def _fingerprint(settings: dict) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
