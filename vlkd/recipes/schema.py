@@ -26,9 +26,9 @@ class Detector(_Section):
     backbone: Literal["resnet10", "shufflenet"] = "resnet10"
     input_size: int = Field(192, ge=64, le=1333, description="side the picture is resized to, pixels")
     feature_dim: int = Field(256, ge=16, description="width of the box head's output")
-    steps: int = Field(2500, ge=1, description="optimizer steps when trained from scratch")
+    steps: int = Field(3000, ge=1, description="optimizer steps when trained from scratch")
     batch: int = Field(8, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(2e-3, gt=0)
 
 
 class Detectors(_Section):
