@@ -1,0 +1,100 @@
+"""What every Triton kernel costs before it ever runs: registers, spills, shared memory, matrix instructions.
+
+    python -m benchmarks.static_table            compile the quick part, print it as JSON
+    python -m benchmarks.static_table --all      compile everything
+    python -m benchmarks.static_table --write    compile everything and rewrite static_table.json
+
+The quick part is bfloat16 at head width 64 on every architecture, and float32 and float16 on sm_90; tests hold it to the
+committed table. Registers depend on the compiler, so the table says which Triton made it. Needs no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from benchmarks.ahead_of_time import ARCHITECTURES, Launch, compile_launch, record
+from vlkd_kernels.attention_mse import triton as attention_mse
+from vlkd_kernels.token_nce import triton as token_nce
+
+PATH = Path(__file__).with_name("static_table.json")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class Case(NamedTuple):
+    """One call of an op; its launches are compiled for every architecture, in the quick part for `quick` alone."""
+
+    name: str
+    launches: Callable[[], list[Launch]]
+    quick: tuple[int, ...]
+
+
+def cases() -> Iterator[Case]:
+    """Every dtype, head widths up to 256, both distances; all masks present."""
+    for name, dtype in DTYPES.items():
+        quick = ARCHITECTURES if dtype == torch.bfloat16 else (90,)
+        yield Case(f"attention_mse/{name}/mse/64", _attention(dtype, 64, "mse"), quick)
+        for width in (128, 256):
+            yield Case(f"attention_mse/{name}/mse/{width}", _attention(dtype, width, "mse"), ())
+        yield Case(f"attention_mse/{name}/kl/64", _attention(dtype, 64, "kl"), ())
+        yield Case(f"token_nce/{name}/768", _nce(dtype), quick)
+
+
+def compile_cases(quick: bool) -> dict[str, dict[str, Any]]:
+    """One row a kernel, case and architecture."""
+    rows = {}
+    for case in cases():
+        architectures = case.quick if quick else ARCHITECTURES
+        launches = case.launches() if architectures else []
+        # A kernel that a call launches more than once is compiled in its last, fullest form.
+        for name, launch in {launch.kernel.__name__: launch for launch in launches}.items():
+            for architecture in architectures:
+                key = f"{case.name}/{name.strip('_').removesuffix('_kernel')}/sm_{architecture}"
+                rows[key] = launch.options | compile_launch(launch, architecture)._asdict()
+    return rows
+
+
+def _attention(dtype: torch.dtype, width: int, distance: str) -> Callable[[], list[Launch]]:
+    def launches() -> list[Launch]:
+        x = torch.empty(16, 12, 197, width, dtype=dtype, device="meta")
+        mask = torch.empty(16, 1, 1, 197, dtype=torch.bool, device="meta")
+        query_mask = torch.empty(16, 197, dtype=torch.bool, device="meta")
+        arguments = (x, x, x, x, 0.125, 0.125, mask, query_mask, False, distance, True)
+        return record(attention_mse, lambda: attention_mse.launch(*arguments))
+
+    return launches
+
+
+def _nce(dtype: torch.dtype) -> Callable[[], list[Launch]]:
+    def launches() -> list[Launch]:
+        h = torch.empty(512, 768, dtype=dtype, device="meta")
+        queue = torch.empty(4096, 768, dtype=dtype, device="meta")
+        fill, queue_ids, ids = (torch.empty(n, dtype=torch.int64, device="meta") for n in ((), (4096,), (512,)))
+        mask = torch.empty(512, dtype=torch.bool, device="meta")
+        arguments = (h, h, queue, fill, queue_ids, mask, ids, 0.07, None, True, False, True, True)
+        return record(token_nce, lambda: token_nce.launch(*arguments))
+
+    return launches
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every case, not the quick part alone")
+    parser.add_argument("--write", action="store_true", help=f"compile everything and rewrite {PATH.name}")
+    options = parser.parse_args()
+    rows = compile_cases(quick=not (options.all or options.write))
+    table = json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n"
+    if options.write:
+        PATH.write_text(table)
+    else:
+        print(table, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+// ring_enqueue_ on the CPU. Legend: K queue rows, E embedding width, N new rows.
+
+#include "../common/tensors.h"
+#include "ring_queue.h"
+
+#include <ATen/Dispatch.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <vector>
+
+namespace vlkd {
+namespace {
+
+// One row into its slot; with `normalize` divided by max(norm, eps), in float32 or wider.
+template <typename To, typename From>
+void write_row(To* to, const From* from, int64_t stride, int64_t width, bool normalize) {
+  using Sum = std::conditional_t<std::is_same_v<From, double>, double, float>;
+  if (!normalize) {
+    for (int64_t e = 0; e < width; ++e) to[e] = static_cast<To>(from[e * stride]);
+    return;
+  }
+  Sum squares = 0;
+  for (int64_t e = 0; e < width; ++e)
+    squares += static_cast<Sum>(from[e * stride]) * static_cast<Sum>(from[e * stride]);
+  const Sum norm = std::max(std::sqrt(squares), static_cast<Sum>(kRingEps));
+  for (int64_t e = 0; e < width; ++e) to[e] = static_cast<To>(static_cast<Sum>(from[e * stride]) / norm);
+}
+
+void ring_enqueue_cpu(
+    const at::Tensor& rows,
+    const at::Tensor& ids,
+    const at::Tensor& head,
+    const at::Tensor& fill,
+    const at::Tensor& new_rows,
+    const std::optional<at::Tensor>& mask,
+    const std::optional<at::Tensor>& new_ids,
+    bool normalize) {
+  check_ring(rows, ids, head, fill, new_rows, mask, new_ids);
+  const int64_t size = rows.size(0), width = rows.size(1);
+  if (size == 0 || new_rows.size(0) == 0) return;
+
+  std::vector<int64_t> written; // which new rows go in, in order
+  const at::Tensor chosen = mask.has_value() ? mask->contiguous() : at::Tensor();
+  for (int64_t i = 0; i < new_rows.size(0); ++i) {
+    if (!chosen.defined() || chosen.const_data_ptr<bool>()[i]) written.push_back(i);
+  }
+  const int64_t total = static_cast<int64_t>(written.size()), dropped = std::max<int64_t>(0, total - size);
+  int64_t& next = *head.mutable_data_ptr<int64_t>();
+  int64_t& filled = *fill.mutable_data_ptr<int64_t>();
+  int64_t* slot_ids = ids.mutable_data_ptr<int64_t>();
+
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, rows.scalar_type(), "vlkd::ring_enqueue_", [&] {
+    using To = scalar_t;
+    To* slots = rows.mutable_data_ptr<To>();
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, new_rows.scalar_type(), "vlkd::ring_enqueue_", [&] {
+      const scalar_t* source = new_rows.const_data_ptr<scalar_t>();
+      at::parallel_for(dropped, total, grain(width), [&](int64_t begin, int64_t end) {
+        for (int64_t place = begin; place < end; ++place) {
+          const int64_t slot = (next + place) % size, i = written[place];
+          write_row(slots + slot * width, source + i * new_rows.stride(0), new_rows.stride(1), width, normalize);
+          slot_ids[slot] = new_ids.has_value() ? new_ids->const_data_ptr<int64_t>()[i * new_ids->stride(0)] : -1;
+        }
+      });
+    });
+  });
+  next = (next + total) % size;
+  filled = std::min(size, filled + total);
+  bump_versions({rows, ids, head, fill});
+}
+
+} // namespace
+
+TORCH_LIBRARY_IMPL(vlkd, CPU, m) {
+  m.impl("ring_enqueue_", &ring_enqueue_cpu);
+}
+
+} // namespace vlkd

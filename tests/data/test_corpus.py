@@ -1,0 +1,58 @@
+"""Texts of a split, saved and loaded, and the answers that training knows."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlkd.data import AnswerVocabulary, Corpus
+from vlkd.errors import VlkdError
+from vlkd.recipes.schema import World
+from vlkd.scenes import make_picture
+
+
+def test_a_split_of_the_world_is_that_of_its_pictures() -> None:
+    corpus = Corpus.of_world(World(validation=3, picture_size=192), 5, "validation")
+    picture = make_picture(5, "validation", 2, size=192)
+    assert corpus.keys[2] == picture.key
+    assert corpus.captions[2] == picture.captions
+    assert corpus.questions[2] == picture.questions
+    assert len(corpus) == 3
+
+
+def test_texts_and_references(corpus) -> None:
+    texts = list(corpus.texts())
+    assert len(texts) == 6 * 4 and "a red star" in texts and "how many ?" in texts
+    assert corpus.references()["test-000000"][0] == "a red star"
+
+
+def test_saved_and_loaded(corpus, tmp_path) -> None:
+    corpus.save(tmp_path / "corpus.json")
+    assert Corpus.load(tmp_path / "corpus.json") == corpus
+
+
+def test_no_corpus_there(tmp_path) -> None:
+    with pytest.raises(VlkdError, match="There is no corpus"):
+        Corpus.load(tmp_path / "corpus.json")
+    for content in ("{", '["a", "list"]', '{"split": "test"}'):
+        (tmp_path / "corpus.json").write_text(content)
+        with pytest.raises(VlkdError, match="is no corpus"):
+            Corpus.load(tmp_path / "corpus.json")
+    with pytest.raises(VlkdError, match="has no picture"):
+        Corpus.of_pictures("test", [])
+
+
+def test_answers_by_frequency_then_spelling(corpus) -> None:
+    answers = AnswerVocabulary.of_corpus(corpus)
+    assert answers.answers == ("one", "black", "blue", "green", "pink", "red", "white")
+    assert answers[answers.index("pink")] == "pink"
+    assert answers.index("seven") is None
+    assert AnswerVocabulary.of_corpus(corpus, min_count=2).answers == ("one",)
+
+
+def test_answers_saved_and_loaded(corpus, tmp_path) -> None:
+    answers = AnswerVocabulary.of_corpus(corpus)
+    answers.save(tmp_path / "answers.json")
+    assert AnswerVocabulary.load(tmp_path / "answers.json").answers == answers.answers
+    (tmp_path / "answers.json").write_text("[1, 2]")
+    with pytest.raises(VlkdError, match="expected a JSON list of words"):
+        AnswerVocabulary.load(tmp_path / "answers.json")

@@ -1,0 +1,224 @@
+"""The feature store gives back what it was given, and refuses what does not match."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow
+import pytest
+
+import vlkd.data.store
+from vlkd.data import RegionMemory, RegionStore, write_store
+from vlkd.errors import VlkdError
+from vlkd.regions.paired import PairedRegions, RegionRecord, Regions, geometry
+
+
+def same(left: Regions | PairedRegions, right: Regions | PairedRegions) -> bool:
+    return type(left) is type(right) and all(
+        np.array_equal(value, getattr(right, name)) for name, value in vars(left).items()
+    )
+
+
+def as_if_sound(record: RegionRecord, seen: dict) -> None:
+    """Stands in for the writer's verification, so that damaged records reach the disk."""
+    seen[record.key] = record.student_features.shape[1], record.teacher_features.shape[1]
+
+
+def test_both_views_come_back_bit_for_bit_in_the_order_asked(store, records) -> None:
+    order = [4, 0, 5, 0]
+    keys = [records[number].key for number in order]
+    for number, paired, own in zip(order, store.read(keys, "paired"), store.read(keys, "own"), strict=True):
+        assert same(paired, records[number].paired())
+        assert same(own, records[number].own())
+
+
+def test_metadata(store, records, tmp_path) -> None:
+    assert store.keys == tuple(record.key for record in records)
+    assert (store.student_dim, store.teacher_dim, store.max_regions, len(store)) == (11, 13, 4, 6)
+    written = write_store(tmp_path / "regions", records, "of these six")
+    assert RegionStore.open(written.folder).fingerprint == "of these six"
+
+
+def test_tags_of_either_view(store, records) -> None:
+    keys = [records[3].key, records[1].key]
+    assert store.tags(keys, "paired") == [records[3].tags, records[1].tags]
+    assert store.tags(keys, "own") == [records[3].own_tags, records[1].own_tags]
+
+
+def test_half_precision_rounds_features_but_not_geometry(records, tmp_path) -> None:
+    store = write_store(tmp_path / "half", records, dtype="float16")
+    for read, record in zip(store.read(store.keys, "paired"), records, strict=True):
+        assert read.teacher_features.dtype == np.float32
+        np.testing.assert_array_equal(read.teacher_features[:, -6:], record.teacher_features[:, -6:])
+        rounded = record.teacher_features[:, :-6].astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(read.teacher_features[:, :-6], rounded)
+
+
+def test_more_pictures_than_one_write_holds(records, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(vlkd.data.store, "_RECORDS_A_WRITE", 2)
+    store = write_store(tmp_path / "regions", records[:5])
+    keys = [record.key for record in records[:5]][::-1]
+    assert all(same(read, records[4 - row].paired()) for row, read in enumerate(store.read(keys, "paired")))
+
+
+def test_opening_maps_the_file_and_does_not_read_it(records, tmp_path) -> None:
+    wide = np.ones((4, 50_000), np.float32)
+    record = records[3]  # 4 student regions
+    big = replace(
+        record,
+        teacher_features=np.concatenate([wide, record.teacher_features[:, -6:]], axis=1),
+        own_features=np.concatenate([wide[: len(record.own_boxes)], record.own_features[:, -6:]], axis=1),
+    )
+    folder = write_store(tmp_path / "regions", [big]).folder
+    before = pyarrow.total_allocated_bytes()
+    store = RegionStore.open(folder)
+    assert (folder / "regions.arrow").stat().st_size > 1_000_000
+    assert pyarrow.total_allocated_bytes() - before < 100_000
+    assert same(store.read([big.key], "paired")[0], big.paired())
+
+
+def test_memory_reads_like_a_store(store, records) -> None:
+    memory = RegionMemory(records)
+    assert (memory.student_dim, memory.teacher_dim, memory.max_regions) == (11, 13, 4)
+    for view in ("paired", "own"):
+        pairs = zip(memory.read(store.keys, view), store.read(store.keys, view), strict=True)
+        assert all(same(left, right) for left, right in pairs)
+        assert memory.tags(store.keys, view) == store.tags(store.keys, view)
+    with pytest.raises(VlkdError, match="at least 1"):
+        RegionMemory([])
+
+
+def test_an_unknown_key_is_named(store) -> None:
+    with pytest.raises(VlkdError, match="no picture 'test-000099'"):
+        store.read(["test-000099"], "paired")
+
+
+def test_nothing_is_overwritten(store, records) -> None:
+    with pytest.raises(VlkdError, match="exists already"):
+        write_store(store.folder, records)
+
+
+def test_a_failed_write_leaves_nothing(records, tmp_path) -> None:
+    def broken():
+        yield records[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path / "regions", broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_write_left_is_swept_away(records, tmp_path) -> None:
+    unfinished = tmp_path / ".regions.unfinished"
+    unfinished.mkdir()
+    (unfinished / "regions.arrow").write_bytes(b"half")
+    assert len(write_store(tmp_path / "regions", records)) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["regions"]
+
+
+def test_a_folder_that_is_no_store(tmp_path) -> None:
+    with pytest.raises(VlkdError, match="holds no feature store"):
+        RegionStore.open(tmp_path / "nowhere")
+    (tmp_path / "regions.json").write_text("[]")
+    with pytest.raises(VlkdError, match="has the format None"):
+        RegionStore.open(tmp_path)
+    (tmp_path / "regions.json").write_text("{")
+    with pytest.raises(VlkdError, match="is no JSON"):
+        RegionStore.open(tmp_path)
+
+
+def test_a_cut_file_is_refused(records, tmp_path) -> None:
+    folder = write_store(tmp_path / "regions", records).folder
+    table = folder / "regions.arrow"
+    size = table.stat().st_size
+    table.write_bytes(table.read_bytes()[:-10])
+    with pytest.raises(VlkdError, match=f"has {size - 10} bytes, but {size} were written"):
+        RegionStore.open(folder)
+
+
+def test_a_wrong_count_is_refused(records, tmp_path) -> None:
+    folder = write_store(tmp_path / "regions", records).folder
+    metadata = json.loads((folder / "regions.json").read_text())
+    (folder / "regions.json").write_text(json.dumps(metadata | {"count": 7}))
+    with pytest.raises(VlkdError, match=r"holds 6 pictures, but its regions\.json says 7"):
+        RegionStore.open(folder)
+
+
+def shuffled_between_pictures(first: RegionRecord, second: RegionRecord) -> list[RegionRecord]:
+    return [
+        replace(first, teacher_features=second.teacher_features),
+        replace(second, teacher_features=first.teacher_features),
+    ]
+
+
+def rows_in_another_order(first: RegionRecord, second: RegionRecord) -> list[RegionRecord]:
+    return [replace(first, student_features=first.student_features[::-1].copy()), second]
+
+
+def boxes_of_another_picture(first: RegionRecord, second: RegionRecord) -> list[RegionRecord]:
+    return [replace(first, student_boxes=second.student_boxes), second]
+
+
+def a_row_too_few(first: RegionRecord, second: RegionRecord) -> list[RegionRecord]:
+    return [replace(first, teacher_features=first.teacher_features[:-1]), second]
+
+
+DAMAGES = {
+    shuffled_between_pictures: "row 0 of teacher_features ends with the geometry .* but its box has",
+    rows_in_another_order: "row 0 of student_features ends with the geometry .* but its box has",
+    boxes_of_another_picture: "row 0 of student_features ends with the geometry .* but its box has",
+    a_row_too_few: "3 boxes but 2 rows of teacher_features",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_what_does_not_match_is_refused_when_written_and_when_read(damage, records, tmp_path, monkeypatch) -> None:
+    first, second = (replace(record_of_three(number), key=f"picture-{number}") for number in (1, 2))
+    damaged = damage(first, second)
+    sentence = f"'picture-1': {DAMAGES[damage]}"
+    with pytest.raises(VlkdError, match=sentence):
+        write_store(tmp_path / "refused", damaged)
+    monkeypatch.setattr(vlkd.data.store, "_verify", as_if_sound)
+    store = write_store(tmp_path / "written", damaged)
+    with pytest.raises(VlkdError, match=sentence):
+        store.read(["picture-1", "picture-2"], "paired")
+
+
+def record_of_three(number: int) -> RegionRecord:
+    rng = np.random.default_rng(number)
+    corner = rng.uniform(0, 20, (3, 2))
+    boxes = np.concatenate([corner, corner + 20], axis=1).astype(np.float32)
+    numbers = geometry(boxes, 64, 64)
+    features = {
+        width: np.concatenate([rng.standard_normal((3, width)).astype(np.float32), numbers], axis=1) for width in (4, 5)
+    }
+    return RegionRecord("", 64, 64, boxes, features[4], features[5], ("star",) * 3, boxes, features[5], ("star",) * 3)
+
+
+def test_other_damage_on_disk_is_refused(records, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(vlkd.data.store, "_verify", as_if_sound)
+    narrow = replace(records[1], teacher_features=records[1].teacher_features[:, 1:])
+    store = write_store(tmp_path / "regions", [records[0], narrow])
+    with pytest.raises(
+        VlkdError, match="'test-000001': 12 numbers of teacher_features are no multiple of their width 7"
+    ):
+        store.read([records[0].key, records[1].key], "paired")
+
+
+def test_a_record_that_does_not_fit_the_others_is_refused(records, tmp_path) -> None:
+    wide = replace(
+        records[1],
+        student_features=np.concatenate([records[1].student_features[:, :1], records[1].student_features], 1),
+    )
+    with pytest.raises(VlkdError, match=r"'test-000001': features of width 12 \(student\).* earlier pictures' 11"):
+        write_store(tmp_path / "regions", [records[0], wide])
+    with pytest.raises(VlkdError, match="'test-000000' comes twice"):
+        write_store(tmp_path / "regions", [records[0], records[0]])
+    poisoned = replace(records[0], teacher_features=records[0].teacher_features.copy())
+    poisoned.teacher_features[0, 0] = np.nan
+    with pytest.raises(VlkdError, match="teacher_features has NaN"):
+        write_store(tmp_path / "regions", [poisoned])
+    with pytest.raises(VlkdError, match="at least 1"):
+        write_store(tmp_path / "regions", [])

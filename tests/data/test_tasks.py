@@ -1,0 +1,149 @@
+"""What the three data sets draw, and that they draw it from (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vlkd.data import IGNORED, AnswerVocabulary, CaptioningSet, PretrainingSet, VQASet
+from vlkd.data.tasks import another_picture
+from vlkd.errors import VlkdError
+
+
+@pytest.fixture(scope="module")
+def make(corpus, store, tokenizer, text):
+    """make(PretrainingSet, view="own", ...): a set over the hand-made pictures."""
+
+    def build(kind, view="paired", **options):
+        if kind is VQASet:
+            options.setdefault("answers", AnswerVocabulary.of_corpus(corpus))
+        return kind(corpus, store, tokenizer, text, view, **options)
+
+    return build
+
+
+def content(sample) -> list:
+    """A sample as plain values."""
+    return [value.tolist() if isinstance(value, np.ndarray) else value for value in vars(sample).values()]
+
+
+def epoch_of(dataset, epoch: int) -> list[list]:
+    dataset.set_epoch(epoch)
+    return [content(dataset[index]) for index in range(len(dataset))]
+
+
+def words(tokenizer, sample) -> str:
+    """The sample's text before masking."""
+    ids = np.where(sample.text_labels == IGNORED, sample.text, sample.text_labels)
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", [PretrainingSet, CaptioningSet])
+def test_samples_depend_on_seed_epoch_and_index_only(make, kind) -> None:
+    dataset = make(kind, seed=3)
+    first = epoch_of(dataset, 0)
+    assert epoch_of(dataset, 1) != first
+    assert epoch_of(dataset, 0) == first
+    backwards = make(kind, seed=3)
+    assert [content(backwards[index]) for index in reversed(range(6))] == first[::-1]
+    assert epoch_of(make(kind, seed=4), 0) != first
+
+
+def test_pretraining_mismatches_half_of_the_pairs_with_another_pictures_caption(make, corpus, tokenizer) -> None:
+    dataset = make(PretrainingSet)
+    matched = []
+    for epoch in range(200):
+        dataset.set_epoch(epoch)
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            assert sample.key == corpus.keys[index]
+            own = any(words(tokenizer, sample) in caption for caption in corpus.captions[index])
+            assert own == sample.matched
+            matched.append(sample.matched)
+    assert np.mean(matched) == pytest.approx(0.5, abs=0.06)  # 1200 draws: standard error 0.014
+
+
+def test_pretraining_uses_every_caption_and_masks_tags_too(make, tokenizer) -> None:
+    dataset = make(PretrainingSet, mismatched=0.0)
+    captions, masked_tags = set(), 0
+    for epoch in range(50):
+        dataset.set_epoch(epoch)
+        sample = dataset[3]
+        assert sample.matched
+        captions.add(words(tokenizer, sample))
+        masked_tags += int((sample.tags_labels != IGNORED).sum())
+        assert sample.tags_labels[-1] == IGNORED  # [SEP]
+    assert len(captions) == 2
+    assert masked_tags > 0
+
+
+def test_captioning_keeps_tags_whole_and_the_caption_its_own(make, corpus, tokenizer) -> None:
+    dataset = make(CaptioningSet)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert any(words(tokenizer, sample) in caption for caption in corpus.captions[index])
+        assert sample.tags_labels is None and tokenizer.mask_token_id not in sample.tags
+
+
+def test_vqa_asks_every_question_with_its_answer(make, corpus, tokenizer) -> None:
+    dataset = make(VQASet)
+    assert len(dataset) == 12
+    sample = dataset[3]  # second picture, second question
+    assert (dataset.keys[3], dataset.questions[3]) == (corpus.keys[1], corpus.questions[1][1])
+    assert sample.key == corpus.keys[1]
+    assert tokenizer.decode(sample.text, skip_special_tokens=True) == "how many?"
+    assert sample.answers.tolist() == [1.0] + [0.0] * 6  # "one" is the most frequent answer
+
+
+def test_an_answer_that_training_never_gave_has_no_target(make) -> None:
+    dataset = make(VQASet, answers=AnswerVocabulary(["red", "seven"]))
+    assert dataset[0].answers.tolist() == [1.0, 0.0]
+    assert dataset[1].answers.tolist() == [0.0, 0.0]
+
+
+def test_views_have_their_own_tags(make, records, tokenizer) -> None:
+    for view, tags in (("paired", records[1].tags), ("own", records[1].own_tags)):
+        ids = make(VQASet, view=view)[2].tags
+        assert tokenizer.decode(ids, skip_special_tokens=True) == " ".join(tags)
+
+
+def test_texts_and_tags_are_cut_to_their_budgets_and_still_end_with_sep(make, records, tokenizer, text) -> None:
+    pretraining, vqa = make(PretrainingSet, mismatched=0.0), make(VQASet)
+    for epoch in range(10):
+        pretraining.set_epoch(epoch)
+        sample = pretraining[0]
+        assert len(sample.text) <= text.caption and len(sample.tags) <= text.tags
+        assert sample.text[-1] == sample.tags[-1] == tokenizer.sep_token_id
+    assert max(len(vqa[index].tags) for index in range(len(vqa))) == text.tags
+
+
+@pytest.mark.parametrize("kind", [PretrainingSet, CaptioningSet, VQASet])
+def test_conditions(make, kind, corpus) -> None:
+    given, nothing, other = (make(kind, condition=name) for name in ("picture", "none", "other"))
+    for index in range(len(given)):
+        sample, without, wrong = given[index], nothing[index], other[index]
+        assert without.hide_picture and not sample.hide_picture and not wrong.hide_picture
+        assert without.key == sample.key != wrong.key
+        assert sample.text.tolist() == wrong.text.tolist() == without.text.tolist()
+    assert {other[index].key for index in range(len(other))} == set(corpus.keys)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 101])
+def test_the_other_picture_is_a_fixed_derangement(count: int) -> None:
+    other = another_picture(count)
+    assert sorted(other) == list(range(count))
+    assert (other != np.arange(count)).all()
+    assert (another_picture(count) == other).all()
+
+
+def test_one_picture_has_no_other(make, corpus, store, tokenizer, text) -> None:
+    single = dataclasses.replace(
+        corpus, keys=corpus.keys[:1], captions=corpus.captions[:1], questions=corpus.questions[:1]
+    )
+    with pytest.raises(VlkdError, match="at least 2 pictures, but the split has 1"):
+        CaptioningSet(single, store, tokenizer, text, "paired", condition="other")
+    with pytest.raises(VlkdError, match="at least 2 pictures, but the corpus has 1"):
+        PretrainingSet(single, store, tokenizer, text, "paired")
+    assert len(PretrainingSet(single, store, tokenizer, text, "paired", mismatched=0.0)) == 1

@@ -1,0 +1,26 @@
+"""Where the kernels' tests run: on the GPU if there is one, else on the CPU with Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the Triton kernels are first imported
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the interpreter, tiles so small that small shapes have several of them in every direction."""
+    if torch.cuda.is_available():
+        return
+    from vlkd_kernels.attention_mse import triton as attention_mse
+    from vlkd_kernels.token_nce import triton as token_nce
+
+    monkeypatch.setattr(attention_mse, "tile_config", lambda *_: attention_mse.TileConfig(16, 16, 32, 1, 1))
+    monkeypatch.setattr(token_nce, "tile_config", lambda *_: token_nce.TileConfig(32, 32, 32, 1, 1))
+    monkeypatch.setattr(token_nce, "SOFTMAX_COLUMNS", 32)
+    monkeypatch.setattr(token_nce, "CHUNK", 16)
+    monkeypatch.setattr(token_nce, "CHUNK_TOKENS", 16)

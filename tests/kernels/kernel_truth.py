@@ -1,0 +1,61 @@
+"""The rule by which a backend's numbers are judged.
+
+Truth is the op's `reference.loss`, differentiated by autograd in float64, on the very values that the backend was given.
+The yardstick is the same function in the dtype of the inputs, as a user would write it: a backend's error may not exceed the
+yardstick's by more than the slack of the table. The yardstick itself is trusted up to ten slacks only, so that a dtype in
+which the plain form fails does not excuse everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# Error relative to the largest true entry.
+SLACK = {
+    torch.float64: 1e-12,  # about 5000 roundings of 2^-53, for the order of long sums
+    torch.float32: 4e-6,  # about 64 roundings of 2^-24
+    torch.bfloat16: 2**-8,  # two roundings of 2^-9: a product's weight, and the gradient itself
+    torch.float16: 2**-10,  # two roundings of 2^-11
+}
+_TRUSTED = 10  # slacks
+
+Run = Callable[[torch.dtype], tuple[Tensor, Iterable[Tensor | None]]]
+
+
+def error(got: Tensor, truth: Tensor) -> float:
+    """The largest difference, relative to the largest true entry (absolute where all of it is 0)."""
+    if truth.numel() == 0:
+        return 0.0
+    size = truth.abs().max().item()
+    return (got.double() - truth).abs().max().item() / (size or 1.0)
+
+
+def assert_as_good(name: str, got: Tensor, truth: Tensor, plain: Tensor, dtype: torch.dtype) -> None:
+    """The rule above, for one tensor."""
+    assert got.shape == truth.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(truth.shape)}"
+    assert got.isfinite().all(), f"{name} is not finite"
+    slack = SLACK[dtype]
+    yardstick = error(plain, truth)
+    allowed = slack + (min(yardstick, _TRUSTED * slack) if yardstick == yardstick else 0.0)
+    assert error(got, truth) <= allowed, f"{name}: error {error(got, truth):.2e}, allowed {allowed:.2e}"
+
+
+def loss_and_gradients(
+    call: Callable[..., Tensor], tensors: dict[str, Tensor], wanted: Iterable[str], grad_out: float
+) -> dict[str, Tensor]:
+    """The loss and the gradients of the wanted tensors for a given incoming gradient, by name."""
+    leaves = {
+        name: x.detach().clone().requires_grad_() if name in wanted else x.detach() for name, x in tensors.items()
+    }
+    loss = call(**leaves)
+    loss.backward(torch.tensor(grad_out, dtype=loss.dtype, device=loss.device))
+    gradients = {name: leaves[name].grad for name in wanted}
+    for name, gradient in gradients.items():
+        assert gradient is not None, f"no gradient for {name}"
+        assert gradient.dtype == tensors[name].dtype
+    return {"loss": loss.detach(), **{name: g for name, g in gradients.items() if g is not None}}

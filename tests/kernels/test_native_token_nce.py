@@ -1,0 +1,144 @@
+"""The compiled token_nce against float64 truth."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from native_cases import DTYPES, assert_true_to, nce_inputs, needs_extension, poisoned_memory  # noqa: F401
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from vlkd_kernels.token_nce import native as nce
+from vlkd_kernels.token_nce import reference
+
+pytestmark = [needs_extension, pytest.mark.usefixtures("poisoned_memory")]
+
+
+def nce_truth(h_s: Tensor, h_t: Tensor, negatives: Tensor, dtype: torch.dtype, options: dict) -> list[Tensor]:
+    """Loss sum, count, gradients for h_s and the temperature by autograd in `dtype`."""
+    h_s, h_t, negatives = (x.detach().to(dtype) for x in (h_s, h_t, negatives))
+    tau = torch.as_tensor(options["temperature"], dtype=dtype).requires_grad_()
+    h_s.requires_grad_()
+    loss, count = reference.loss(h_s, h_t, negatives, tau, **{k: v for k, v in options.items() if k != "temperature"})
+    return [loss.detach(), count.detach(), *torch.autograd.grad(loss, (h_s, tau))]
+
+
+def check_nce(h_s: Tensor, h_t: Tensor, negatives: Tensor, **options: object) -> None:
+    given = {
+        "fill": None,
+        "negative_ids": None,
+        "token_mask": None,
+        "token_ids": None,
+        "temperature": 0.07,
+        "normalize": True,
+        "normalize_negatives": True,
+        "in_batch": False,
+    } | options
+    temperature = given["temperature"]
+    by_tensor = isinstance(temperature, Tensor)
+    arguments = [given[name] for name in ("fill", "negative_ids", "token_mask", "token_ids")]
+    arguments += [None if by_tensor else temperature, temperature if by_tensor else None]
+    arguments += [given[name] for name in ("normalize", "normalize_negatives", "in_batch")]
+    got = nce.forward(h_s, h_t, negatives, *arguments, True)
+    truth = nce_truth(h_s, h_t, negatives, torch.float64, given)
+    naive = nce_truth(h_s, h_t, negatives, h_s.dtype, given)
+    for true, value, plain in zip(truth, got[:4], naive, strict=True):
+        assert_true_to(true, value, plain, h_s.dtype)
+    stats = reference.forward(*(x.double() for x in (h_s, h_t, negatives)), *arguments, True)[4]
+    torch.testing.assert_close(got[4], stats, rtol=1e-5, atol=1e-5)
+    without = nce.forward(h_s, h_t, negatives, *arguments, False)
+    assert torch.equal(without[0], got[0]) and torch.equal(without[4], got[4]) and without[2].shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_batch", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_nce_matches_truth_in_every_dtype(dtype: torch.dtype, normalize: bool, in_batch: bool) -> None:
+    temperature = 0.07 if normalize else 3.0
+    check_nce(*nce_inputs(11, 17, 8, dtype), normalize=normalize, in_batch=in_batch, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.02, 0.07, 1.0, torch.tensor(0.05), torch.tensor(0.2)])
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_nce_matches_truth_with_ids_masks_and_fill(temperature: float | Tensor, in_batch: bool) -> None:
+    n, k = 23, 31
+    check_nce(
+        *nce_inputs(n, k, 16),
+        temperature=temperature,
+        fill=torch.tensor(19),
+        negative_ids=torch.randint(-1, 5, (k,)),
+        token_ids=torch.randint(-1, 5, (n,)),
+        token_mask=torch.rand(n) < 0.7,
+        in_batch=in_batch,
+    )
+
+
+@pytest.mark.parametrize(("n", "k", "e"), [(1, 1, 1), (1, 1031, 5), (300, 2100, 24), (257, 3, 7), (3, 1024, 64)])
+def test_nce_matches_truth_in_every_shape(n: int, k: int, e: int) -> None:
+    check_nce(*nce_inputs(n, k, e), temperature=0.1, normalize_negatives=False)
+    check_nce(*nce_inputs(n, k, e), in_batch=True, token_ids=torch.arange(n) % 7, negative_ids=torch.arange(k) % 7)
+
+
+@pytest.mark.parametrize("filled", [0, 1, 31])
+def test_nce_sees_the_filled_rows_only(filled: int) -> None:
+    h_s, h_t, negatives = nce_inputs(5, 31, 8)
+    check_nce(h_s, h_t, negatives, fill=torch.tensor(filled))
+    unfilled = negatives.clone()
+    unfilled[filled:] = math.nan
+    arguments = (torch.tensor(filled), None, None, None, 0.07, None, True, True, False, True)
+    for a, b in zip(
+        nce.forward(h_s, h_t, negatives, *arguments), nce.forward(h_s, h_t, unfilled, *arguments), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("case", ["no token", "all masked", "no negatives", "empty queue"])
+def test_nce_without_anything_to_compare_is_zero(case: str) -> None:
+    h_s, h_t, negatives = nce_inputs(0 if case == "no token" else 6, 0 if case == "no negatives" else 9, 8)
+    mask = torch.zeros(6, dtype=torch.bool) if case == "all masked" else None
+    fill = torch.tensor(0) if case == "empty queue" else None
+    loss, count, grad, grad_temperature, stats = nce.forward(
+        h_s, h_t, negatives, fill, None, mask, None, 0.07, None, True, True, False, True
+    )
+    assert loss.item() == grad_temperature.item() == 0
+    assert count.item() == (6 if case in ("no negatives", "empty queue") else 0)
+    assert grad.shape == h_s.shape and not grad.any()
+    assert stats[1].item() == 0 and stats[2].item() == count.item()
+
+
+def test_nce_tokens_that_do_not_count_leave_no_trace() -> None:
+    h_s, h_t, negatives = nce_inputs(12, 9, 8)
+    mask = torch.arange(12) % 3 != 0
+    arguments = (None, None, mask, None, 0.07, None, True, True, True, True)
+    clean = nce.forward(h_s, h_t, negatives, *arguments)
+    h_s[~mask], h_t[~mask] = math.nan, math.nan
+    for a, b in zip(clean, nce.forward(h_s, h_t, negatives, *arguments), strict=True):
+        assert torch.equal(a, b)
+    assert not clean[2][~mask].any()
+
+
+def test_nce_keeps_the_digits_of_a_small_loss() -> None:
+    """A student that has learned: log Z - l_0 would cancel to nothing, log1p does not."""
+    h = torch.eye(4, 64)
+    arguments = (None, None, None, None, 0.05, None, True, True, False, True)
+    loss, _, grad, _, _ = nce.forward(h, h, -h[:1], *arguments)
+    truth = math.log1p(math.exp(-40)) + 3 * math.log1p(math.exp(-20))
+    assert loss.item() == pytest.approx(truth, rel=1e-6)
+    assert grad.isfinite().all()
+
+
+def test_nce_gradient_of_rows_shorter_than_eps_follows_the_clamp() -> None:
+    h_s, h_t, negatives = nce_inputs(3, 5, 8, torch.float64)
+    h_s[0] = 0
+    h_s[1] *= 1e-14
+    check_nce(h_s, h_t, negatives)
+
+
+def test_nce_allocates_blocks_and_never_the_logits() -> None:
+    h_s, h_t, negatives = nce_inputs(3000, 6000, 4)  # the logits: 72 MB
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        nce.forward(h_s, h_t, negatives, None, None, None, None, 0.07, None, True, True, False, True)
+    largest = max(e.cpu_memory_usage for e in record.events() if e.name == "aten::empty")
+    assert 2**18 < largest <= 2**23

@@ -1,0 +1,70 @@
+"""`vlkd demo --quick`: every stage's real output is there, and the command keeps its promises when given again."""
+
+import json
+import re
+
+import pytest
+
+ROWS = ["teacher", "teacher, not adapted", "adapted teacher", "student", "distilled student"]
+
+
+@pytest.fixture(scope="module")
+def results(quick_run):
+    return json.loads((quick_run.folder / "results.json").read_text())
+
+
+def test_it_takes_two_minutes_at_most(quick_run):
+    assert quick_run.seconds <= 120
+
+
+def test_every_model_is_scored_on_both_tasks_under_every_condition(results):
+    assert [row["model"] for row in results["rows"]] == ROWS
+    for row in results["rows"]:
+        for task, metric in (("captioning", "CIDEr"), ("vqa", "all")):
+            assert set(row[task]) == {"picture", "none", "other"}
+            assert all(0 <= scores[metric] <= 10 for scores in row[task].values())
+    assert results["rows"][0]["parameters"] > results["rows"][-1]["parameters"]
+
+
+def test_the_strong_detector_is_the_teachers(results):
+    assert results["detectors_ap50"]["teacher"] > results["detectors_ap50"]["student"] > 0.2
+
+
+def test_every_stage_left_its_metrics(quick_run):
+    for stage in ("teacher/pretrain", "adapted/adapt", "student/pretrain", "distilled/distill", "distilled/vqa"):
+        rows = [json.loads(line) for line in (quick_run.folder / stage / "metrics.jsonl").read_text().splitlines()]
+        assert rows[-1]["step"] == rows[-1]["step"] and len(rows) >= 2
+        assert all(0 <= row["loss"] < 100 for row in rows)
+    terms = {name for name in rows[-1] if name.startswith("raw/")}
+    assert terms == {"raw/answers", "raw/attention", "raw/hidden", "raw/classes"}
+
+
+def test_the_page_stands_alone_and_shows_the_numbers_of_results_json(quick_run, results):
+    page = (quick_run.folder / "report.html").read_text()
+    assert not re.search(r'(?:src|href)="(?!data:|#|https://arxiv\.org)', page)
+    assert page.count("data:image/png;base64,") >= 6
+    for row in results["rows"]:
+        assert f"{100 * row['vqa']['picture']['all']:.1f}" in page
+        assert f"{100 * row['captioning']['picture']['CIDEr']:.1f}" in page
+
+
+def test_the_terminal_shows_the_table(quick_run, results):
+    assert "distilled student" in quick_run.output
+    assert f"{100 * results['rows'][-1]['vqa']['picture']['all']:.1f}" in quick_run.output
+
+
+def test_a_finished_run_is_reported_again_and_left_as_it_is(quick_run, vlkd):
+    before = (quick_run.folder / "results.json").read_bytes()
+    weights = quick_run.folder / "distilled" / "vqa" / "model" / "model.safetensors"
+    modified = weights.stat().st_mtime_ns
+    again = vlkd("demo", "--quick", "--out", quick_run.folder)
+    assert again.returncode == 0 and "distilled student" in again.stdout
+    assert (quick_run.folder / "results.json").read_bytes() == before
+    assert weights.stat().st_mtime_ns == modified
+
+
+def test_another_recipe_in_the_same_folder_is_refused(quick_run, vlkd):
+    refused = vlkd("demo", "--quick", "--out", quick_run.folder, "--seed", 5)
+    assert refused.returncode == 2
+    assert "seed = 0, but this one has seed = 5" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,94 @@
+"""All stages of the method in their order, on a real store, corpus and tokenizer of eight made-up pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vlkd.data import Corpus, train_tokenizer, write_store
+from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, load_model
+from vlkd.recipes import Encoder, Recipe, Schedule, Schedules, Text
+from vlkd.regions import RegionRecord, geometry
+from vlkd.scenes import Question
+from vlkd.training import StageData, adapt, distill, finetune, pretrain, train_stage
+
+COLOURS = ("red", "green", "blue", "pink")
+
+
+def _record(key: str, rng: np.random.Generator) -> RegionRecord:
+    def boxes(count: int) -> np.ndarray:
+        corners = rng.uniform(0, 40, (count, 2))
+        return np.concatenate([corners, corners + rng.uniform(5, 20, (count, 2))], 1).astype(np.float32)
+
+    def features(of: np.ndarray, width: int) -> np.ndarray:
+        return np.concatenate([rng.normal(size=(len(of), width)).astype(np.float32), geometry(of, 64, 64)], 1)
+
+    student, own = boxes(3), boxes(2)
+    return RegionRecord(
+        key, 64, 64, student, features(student, 5), features(student, 7), ("star", "ring", "star"),
+        own, features(own, 7), ("star", "ring"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> StageData:
+    rng = np.random.default_rng(0)
+    keys = tuple(f"train-{number:06d}" for number in range(8))
+    captions = tuple(
+        (f"a {COLOURS[i % 4]} star near a ring", f"one ring and a {COLOURS[i % 4]} star") for i in range(8)
+    )
+    questions = tuple((Question("colour", "what colour is the star?", COLOURS[i % 4]),) for i in range(8))
+    corpus = Corpus("train", keys, captions, questions)
+    store = write_store(tmp_path_factory.mktemp("regions") / "store", (_record(key, rng) for key in keys), "made up")
+    return StageData(store, {"train": corpus}, train_tokenizer([*corpus.texts(), "star ring"], 64), seed=0)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    schedule = Schedule(steps=2, batch=4, lr=1e-3)
+    return Recipe(
+        name="hand-made",
+        text=Text(vocabulary=64, caption=12, question=10, tags=6),
+        teacher=Encoder(layers=1, width=16, heads=2, ffn=16),
+        student=Encoder(layers=1, width=8, heads=2, ffn=16),
+        schedules=Schedules(**dict.fromkeys(Schedules.model_fields, schedule)),
+    )
+
+
+def _terms(folder: Path) -> set[str]:
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return {name.removeprefix("raw/") for name in row if name.startswith("raw/")}
+
+
+def test_every_stage_runs_on_what_the_one_before_left(data: StageData, recipe: Recipe, tmp_path: Path) -> None:
+    teacher = train_stage(tmp_path / "teacher", recipe, pretrain(recipe, "teacher"), data)
+    adapted = train_stage(tmp_path / "adapted", recipe, adapt(recipe, teacher), data)
+    alone = train_stage(tmp_path / "student", recipe, pretrain(recipe, "student"), data)
+    student = train_stage(tmp_path / "distilled", recipe, distill(recipe, adapted), data)
+    assert _terms(tmp_path / "teacher") == _terms(tmp_path / "student") == {"language", "matching"}
+    assert _terms(tmp_path / "distilled") == {"language", "matching", "attention", "hidden"}
+    assert load_model(VLForPreTraining, adapted).config.region_dim == 13
+    assert load_model(VLForPreTraining, alone).config.region_dim == 11
+
+    for task, model_class, own_term in (("captioning", VLForCaptioning, "captioning"), ("vqa", VLForVQA, "answers")):
+        tuned = train_stage(tmp_path / f"teacher-{task}", recipe, finetune(recipe, task, "teacher", adapted), data)
+        stage = finetune(recipe, task, "student", student, teacher=tuned)
+        folder = tmp_path / f"student-{task}"
+        model = load_model(model_class, train_stage(folder, recipe, stage, data))
+        assert _terms(folder) == {own_term, "attention", "hidden", "classes"}
+        assert model.config.hidden_size == 8
+        assert model.config.num_answers == (4 if task == "vqa" else 0)
+
+    unadapted = finetune(recipe, "vqa", "teacher", teacher, view="own")
+    train_stage(tmp_path / "teacher-own", recipe, unadapted, data)
+    assert _terms(tmp_path / "teacher-own") == {"answers"}
+
+
+def test_other_texts_are_other_data(data: StageData) -> None:
+    corpus = data.corpora["train"]
+    changed = Corpus("train", corpus.keys, (("another caption",), *corpus.captions[1:]), corpus.questions)
+    assert StageData(data.store, {"train": changed}, data.tokenizer, 0).fingerprint != data.fingerprint
+    assert StageData(data.store, {"train": corpus}, data.tokenizer, 0).fingerprint == data.fingerprint

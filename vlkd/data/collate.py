@@ -1,0 +1,230 @@
+"""Samples to tensors: Oscar's sequence layout and its masks.
+
+Legend: B samples, C caption or question tokens (the budget), G tag tokens (the budget), T = C + G, R regions,
+L = T + R, A answers, Fs and Ft the detectors' feature widths. The sequence is
+``[CLS] text [SEP] pad... | tags [SEP] pad... | regions pad...``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlkd.data.masking import IGNORED, TokenIds
+from vlkd.data.store import RegionSource, View
+from vlkd.errors import VlkdError
+from vlkd.recipes.schema import Text
+from vlkd.regions.paired import PairedRegions, Regions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Task = Literal["pretraining", "captioning", "vqa"]
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence before padding. It names its picture; the collator reads all regions of a batch at once.
+
+    Attributes:
+        key: the picture whose tags and regions it has.
+        text: int64 [<= C], [CLS] ... [SEP], already masked.
+        tags: int64 [<= G], ... [SEP], already masked.
+        text_labels, tags_labels: int64, where language is modelled.
+        matched: whether text and picture belong together, where that is to be told.
+        answers: float32 [A], where there is a question.
+        hide_picture: nobody may see tags and regions.
+    """
+
+    key: str
+    text: np.ndarray
+    tags: np.ndarray
+    text_labels: np.ndarray | None = None
+    tags_labels: np.ndarray | None = None
+    matched: bool | None = None
+    answers: np.ndarray | None = None
+    hide_picture: bool = False
+
+
+class Collator:
+    """Pads samples to the recipe's budgets, reads their regions, and builds the masks.
+
+    A batch, all on the CPU (absent where a task has no use for it):
+
+    ======================================== ====================================================================
+    input_ids, token_type_ids, position_ids  int64 [B, T]; type 0 text, 1 tags
+    student_regions                          float32 [B, R, Fs], view ``paired`` only
+    teacher_regions                          float32 [B, R, Ft]
+    attention_mask                           bool, True = may attend: [B, 1, L], or [B, L, L] in captioning
+    valid                                    bool [B, L], no padding
+    distill_mask                             bool [B, L], valid and of a matching pair
+    picture_ids                              int64 [B], the same for the same picture wherever it comes
+    mlm_labels                               int64 [B, T]; pre-training and captioning
+    matched                                  int64 [B], 1 = text and picture belong together; pre-training
+    answers                                  float32 [B, A], soft targets; VQA
+    ======================================== ====================================================================
+
+    Tags have the same position ids in all tasks, though questions and captions have different budgets: they start
+    after the longer of the two. R is the source's ``max_regions``.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, text: Text, view: View, source: RegionSource, task: Task
+    ) -> None:
+        self.tokens = TokenIds.of(tokenizer)
+        self.view: View = view
+        self.source = source
+        self.task: Task = task
+        self.text_budget = text.question if task == "vqa" else text.caption
+        self.tags_budget = text.tags
+        self.tags_start = max(text.caption, text.question)
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        regions = self.source.read([sample.key for sample in samples], self.view)
+        batch = self._text(samples)
+        batch |= _region_tensors(regions, self.source.max_regions)
+        valid = self._valid(samples, [len(item.boxes) for item in regions])
+        batch["valid"] = valid
+        batch["attention_mask"] = self._attention(valid, self.text_budget)
+        matched = torch.tensor([sample.matched is not False for sample in samples])
+        batch["distill_mask"] = valid & matched[:, None]
+        batch["picture_ids"] = torch.tensor([picture_id(sample.key) for sample in samples])
+        if samples[0].text_labels is not None:
+            batch["mlm_labels"] = self._labels(samples)
+        if samples[0].matched is not None:
+            batch["matched"] = matched.long()
+        answers = [sample.answers for sample in samples if sample.answers is not None]
+        if answers:
+            batch["answers"] = torch.from_numpy(np.stack(answers))
+        return batch
+
+    def caption_step(self, prompts: Batch, rows: Tensor, words: Tensor) -> Batch:
+        """The next step of generation: ``[CLS] words [MASK] | tags | regions`` of each hypothesis.
+
+        The next word's logits are those at text position ``1 + t``. Nothing is padded behind [MASK], and every other
+        token is where training put it.
+
+        Args:
+            prompts: a collated batch of samples whose text is [CLS] alone (``CaptioningSet.prompts``).
+            rows: int64 [N], the row of ``prompts`` that each hypothesis describes.
+            words: int64 [N, t], generated so far, without [CLS].
+
+        Returns:
+            Model inputs, ``valid`` and the regions of ``prompts``; T is here ``t + 2 + G``.
+
+        Raises:
+            VlkdError: the caption outgrew the budget it was trained with.
+        """
+        length = words.shape[1] + 2
+        if length > self.text_budget:
+            raise VlkdError(
+                f"A caption of {words.shape[1] + 1} words does not fit text.caption = {self.text_budget} tokens: "
+                f"set evaluation.max_tokens to {self.text_budget - 2} or less."
+            )
+        words = torch.nn.functional.pad(words, (1, 0), value=self.tokens.cls)
+        words = torch.nn.functional.pad(words, (0, 1), value=self.tokens.mask)  # [N, t + 2]
+
+        def behind(name: str) -> Tensor:
+            return prompts[name][rows, self.text_budget :]
+
+        positions = torch.arange(length, device=words.device).expand_as(words)
+        seen = torch.ones_like(words, dtype=torch.bool)
+        batch = {
+            "input_ids": torch.cat((words, behind("input_ids")), dim=1),
+            "token_type_ids": torch.cat((torch.zeros_like(words), behind("token_type_ids")), dim=1),
+            "position_ids": torch.cat((positions, behind("position_ids")), dim=1),
+            "valid": torch.cat((seen, behind("valid")), dim=1),
+        }
+        batch["attention_mask"] = self._attention(batch["valid"], length)
+        return batch | {name: prompts[name][rows] for name in prompts if name.endswith("_regions")}
+
+    def _text(self, samples: Sequence[Sample]) -> Batch:
+        count, start = len(samples), self.text_budget
+        ids = np.full((count, start + self.tags_budget), self.tokens.pad, dtype=np.int64)
+        for row, sample in enumerate(samples):
+            ids[row, : len(sample.text)] = sample.text
+            ids[row, start : start + len(sample.tags)] = sample.tags
+        types = torch.zeros(ids.shape, dtype=torch.int64)
+        types[:, start:] = 1
+        positions = torch.cat((torch.arange(start), self.tags_start + torch.arange(self.tags_budget)))
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "token_type_ids": types,
+            "position_ids": positions.repeat(count, 1),
+        }
+
+    def _labels(self, samples: Sequence[Sample]) -> Tensor:
+        start = self.text_budget
+        labels = np.full((len(samples), start + self.tags_budget), IGNORED, dtype=np.int64)
+        for row, sample in enumerate(samples):
+            if sample.text_labels is not None:
+                labels[row, : len(sample.text)] = sample.text_labels
+            if sample.tags_labels is not None:
+                labels[row, start : start + len(sample.tags)] = sample.tags_labels
+        return torch.from_numpy(labels)
+
+    def _valid(self, samples: Sequence[Sample], counts: list[int]) -> Tensor:
+        start, end = self.text_budget, self.text_budget + self.tags_budget
+        valid = np.zeros((len(samples), end + self.source.max_regions), dtype=bool)
+        for row, (sample, count) in enumerate(zip(samples, counts, strict=True)):
+            valid[row, : len(sample.text)] = True
+            if not sample.hide_picture:
+                valid[row, start : start + len(sample.tags)] = True
+                valid[row, end : end + count] = True
+        return torch.from_numpy(valid)
+
+    def _attention(self, valid: Tensor, text_length: int) -> Tensor:
+        if self.task != "captioning":
+            return valid[:, None, :]
+        structure = captioning_mask(text_length, valid.shape[1] - text_length).to(valid.device)
+        return structure & valid[:, None, :] & valid[:, :, None]
+
+
+def model_inputs(batch: Batch, role: Literal["teacher", "student"]) -> Batch:
+    """What the forward pass of a model takes: text, masks, and the regions of its own detector."""
+    shared = ("input_ids", "token_type_ids", "position_ids", "attention_mask")
+    return {name: batch[name] for name in shared} | {"regions": batch[f"{role}_regions"]}
+
+
+@lru_cache(maxsize=64)
+def captioning_mask(caption: int, rest: int) -> Tensor:
+    """Who may attend to whom in captioning, bool [caption + rest, caption + rest].
+
+    The caption sees its past and itself, and all tags and regions; these see each other and never the caption.
+    """
+    mask = torch.ones(caption + rest, caption + rest, dtype=torch.bool)
+    mask[:caption, :caption] = torch.ones(caption, caption, dtype=torch.bool).tril()
+    mask[caption:, :caption] = False
+    return mask
+
+
+def picture_id(key: str) -> int:
+    """A number >= 0 for a picture's key, the same in every process, split and store."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _region_tensors(regions: Sequence[Regions | PairedRegions], most: int) -> Batch:
+    paired = [item for item in regions if isinstance(item, PairedRegions)]
+    own = [item for item in regions if isinstance(item, Regions)]
+    if own:
+        return {"teacher_regions": _padded([item.features for item in own], most)}
+    return {
+        "student_regions": _padded([item.student_features for item in paired], most),
+        "teacher_regions": _padded([item.teacher_features for item in paired], most),
+    }
+
+
+def _padded(features: list[np.ndarray], most: int) -> Tensor:
+    """[B, most, F], zeros where a picture has fewer regions."""
+    padded = np.zeros((len(features), most, features[0].shape[1]), dtype=np.float32)
+    for row, rows in enumerate(features):
+        padded[row, : len(rows)] = rows
+    return torch.from_numpy(padded)

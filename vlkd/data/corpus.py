@@ -1,0 +1,151 @@
+"""The words of one split: captions and questions of every picture, and the answers that training knows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vlkd.errors import VlkdError
+from vlkd.recipes.schema import World
+from vlkd.runs import write_atomically
+from vlkd.scenes import Picture, Question, make_picture
+
+_SMALL = 64  # the least that make_picture renders
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts of the pictures of a split, without their pixels.
+
+    Attributes:
+        split: its name.
+        keys: the pictures.
+        captions: of each picture, in the order of ``keys``.
+        questions: of each picture, with their answers.
+    """
+
+    split: str
+    keys: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...]
+    questions: tuple[tuple[Question, ...], ...]
+
+    @classmethod
+    def of_pictures(cls, split: str, pictures: Iterable[Picture]) -> Corpus:
+        """Keep the texts of ``pictures``; for those who render them anyway."""
+        texts = [(picture.key, picture.captions, picture.questions) for picture in pictures]
+        if not texts:
+            raise VlkdError(f"The split '{split}' has no picture, but at least 1 is expected.")
+        keys, captions, questions = zip(*texts, strict=True)
+        return cls(split, keys, captions, questions)
+
+    @classmethod
+    def of_world(cls, world: World, seed: int, split: str) -> Corpus:
+        """The texts of a split of the rendered world, drawn again from its seed.
+
+        Texts do not depend on the size of the picture, so small ones are rendered.
+        """
+        pictures = (make_picture(seed, split, index, size=_SMALL) for index in range(getattr(world, split)))
+        return cls.of_pictures(split, pictures)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def texts(self) -> Iterator[str]:
+        """Every caption and every question."""
+        for captions in self.captions:
+            yield from captions
+        for questions in self.questions:
+            yield from (question.text for question in questions)
+
+    def references(self) -> dict[str, list[str]]:
+        """Key -> captions, as captioning metrics take them."""
+        return {key: list(captions) for key, captions in zip(self.keys, self.captions, strict=True)}
+
+    def save(self, path: Path | str) -> None:
+        """Write the corpus as JSON."""
+        write_atomically(Path(path), json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path | str) -> Corpus:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            VlkdError: it is not there, or is something else.
+        """
+        content = _read_json(Path(path), "corpus")
+        try:
+            return cls(
+                content["split"],
+                tuple(content["keys"]),
+                tuple(tuple(captions) for captions in content["captions"]),
+                tuple(tuple(Question(**question) for question in asked) for asked in content["questions"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise VlkdError(f"'{path}' is no corpus: expected what `Corpus.save` writes.") from error
+
+
+class AnswerVocabulary:
+    """The answers among which a VQA model chooses: those that occur in training.
+
+    Attributes:
+        answers: class number -> answer.
+    """
+
+    def __init__(self, answers: Iterable[str]) -> None:
+        self.answers = tuple(answers)
+        self._index = {answer: index for index, answer in enumerate(self.answers)}
+
+    @classmethod
+    def of_corpus(cls, corpus: Corpus, min_count: int = 1) -> AnswerVocabulary:
+        """All answers given at least ``min_count`` times, most frequent first, ties by spelling."""
+        counts = Counter(question.answer for asked in corpus.questions for question in asked)
+        kept = [answer for answer, count in counts.items() if count >= min_count]
+        return cls(sorted(kept, key=lambda answer: (-counts[answer], answer)))
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __getitem__(self, index: int) -> str:
+        return self.answers[index]
+
+    def index(self, answer: str) -> int | None:
+        """The class number of ``answer``; None for one that training never gave."""
+        return self._index.get(answer)
+
+    def target(self, answer: str) -> np.ndarray:
+        """Soft target, float32 [A]: 1 at ``answer``, all 0 for an unknown one."""
+        target = np.zeros(len(self), dtype=np.float32)
+        index = self.index(answer)
+        if index is not None:
+            target[index] = 1.0
+        return target
+
+    def save(self, path: Path | str) -> None:
+        """Write the answers as a JSON list."""
+        write_atomically(Path(path), json.dumps(self.answers, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path | str) -> AnswerVocabulary:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            VlkdError: it is not there, or is something else.
+        """
+        content = _read_json(Path(path), "answer vocabulary")
+        if not (isinstance(content, list) and all(isinstance(answer, str) for answer in content)):
+            raise VlkdError(f"'{path}' is no answer vocabulary: expected a JSON list of words.")
+        return cls(content)
+
+
+def _read_json(path: Path, what: str):
+    if not path.is_file():
+        raise VlkdError(f"There is no {what} '{path}': finish the stage that writes it first.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VlkdError(f"'{path}' is no {what}: expected JSON.") from error

@@ -1,0 +1,192 @@
+"""The data sets of the three tasks: index -> :class:`~vlkd.data.collate.Sample`.
+
+Whatever is drawn at random comes from (seed, task, epoch, index) alone, so a resumed run sees what an uninterrupted one
+would have seen, in whatever order samples are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from vlkd.data.collate import Batch, Collator, Sample, Task
+from vlkd.data.corpus import AnswerVocabulary, Corpus
+from vlkd.data.masking import TokenIds, mask_caption, mask_tokens
+from vlkd.data.store import RegionSource, View
+from vlkd.errors import VlkdError
+from vlkd.recipes.schema import Text
+from vlkd.scenes import Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Condition = Literal["picture", "none", "other"]
+"""What a model is given: the picture itself, no tags and regions, or another picture's tags and regions."""
+
+MISMATCHED = 0.5  # of the pre-training pairs, as in Oscar
+_STREAMS: dict[Task, int] = {"pretraining": 0, "captioning": 1, "vqa": 2}
+_OTHER_PICTURE_SEED = 0
+
+
+class _TaskSet(Dataset[Sample]):
+    """What the three have in common: tags as token ids, epochs, the condition, the collator."""
+
+    task: Task
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        source: RegionSource,
+        tokenizer: PreTrainedTokenizerFast,
+        text: Text,
+        view: View,
+        *,
+        seed: int = 0,
+        condition: Condition = "picture",
+    ) -> None:
+        self.corpus = corpus
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.epoch = 0
+        self.condition: Condition = condition
+        self.collator = Collator(tokenizer, text, view, source, self.task)
+        self._tokens = TokenIds.of(tokenizer)
+        shown = another_picture(len(corpus)) if condition == "other" else np.arange(len(corpus))
+        self._shown = [corpus.keys[index] for index in shown]
+        self._tags = self._tag_ids(source.tags(self._shown, view))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew from now on."""
+        self.epoch = epoch
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, _STREAMS[self.task], self.epoch, index))
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """[CLS] text [SEP] of each text, cut to the budget."""
+        if not texts:
+            return []
+        words = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        most = self.collator.text_budget - 2
+        return [np.array([self._tokens.cls, *ids[:most], self._tokens.sep]) for ids in words]
+
+    def _tag_ids(self, tags: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """tags [SEP] of each picture, cut to the budget."""
+        words = sorted({word for row in tags for word in row})
+        pieces = self.tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
+        ids_of = dict(zip(words, pieces, strict=True))
+        most = self.collator.tags_budget - 1
+        rows = ([piece for word in row for piece in ids_of[word]] for row in tags)
+        return [np.array([*row[:most], self._tokens.sep]) for row in rows]
+
+    def _picture(self, index: int) -> dict:
+        """The part of a sample that the picture gives."""
+        return {
+            "key": self._shown[index],
+            "tags": self._tags[index],
+            "hide_picture": self.condition == "none",
+        }
+
+
+class PretrainingSet(_TaskSet):
+    """One sample a picture and epoch: one of its captions, or, half of the time, one of another picture's.
+
+    As in Oscar, caption tokens and tags are both masked, and a mismatched caption is masked and modelled like any
+    other: language stays worth learning where the picture is of no help. Only distillation leaves such pairs out.
+    """
+
+    task = "pretraining"
+
+    def __init__(self, *args, mismatched: float = MISMATCHED, **options) -> None:
+        super().__init__(*args, **options)
+        if mismatched > 0 and len(self.corpus) < 2:
+            raise VlkdError("Image-text matching needs captions of at least 2 pictures, but the corpus has 1.")
+        self.mismatched = mismatched
+        self._captions = _by_picture(self._encode, self.corpus.captions)
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = self._rng(index)
+        matched = bool(rng.random() >= self.mismatched)
+        source = index if matched else (index + int(rng.integers(1, len(self)))) % len(self)
+        captions = self._captions[source]
+        text, text_labels = mask_tokens(captions[rng.integers(len(captions))], rng, self._tokens)
+        picture = self._picture(index)
+        picture["tags"], tags_labels = mask_tokens(picture["tags"], rng, self._tokens)
+        return Sample(**picture, text=text, text_labels=text_labels, tags_labels=tags_labels, matched=matched)
+
+
+class CaptioningSet(_TaskSet):
+    """One sample a picture and epoch: one of its captions, up to three of its tokens masked."""
+
+    task = "captioning"
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self._captions = _by_picture(self._encode, self.corpus.captions)
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = self._rng(index)
+        captions = self._captions[index]
+        text, labels = mask_caption(captions[rng.integers(len(captions))], rng, self._tokens)
+        return Sample(**self._picture(index), text=text, text_labels=labels)
+
+    def prompts(self, indices: Sequence[int]) -> Batch:
+        """A batch to generate from: [CLS], tags and regions; continue with ``collator.caption_step``."""
+        start = np.array([self._tokens.cls])
+        return self.collator([Sample(**self._picture(index), text=start) for index in indices])
+
+
+class VQASet(_TaskSet):
+    """One sample a question; nothing is random.
+
+    Attributes:
+        questions: what sample i asks.
+        keys: the picture about which it asks.
+    """
+
+    task = "vqa"
+
+    def __init__(self, *args, answers: AnswerVocabulary, **options) -> None:
+        super().__init__(*args, **options)
+        self.answers = answers
+        asked = [(index, question) for index, row in enumerate(self.corpus.questions) for question in row]
+        self._pictures = [index for index, _ in asked]
+        self.questions: list[Question] = [question for _, question in asked]
+        self.keys = [self.corpus.keys[index] for index in self._pictures]
+        self._texts = self._encode([question.text for question in self.questions])
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> Sample:
+        target = self.answers.target(self.questions[index].answer)
+        return Sample(**self._picture(self._pictures[index]), text=self._texts[index], answers=target)
+
+
+def another_picture(count: int) -> np.ndarray:
+    """A fixed derangement of ``count`` pictures, int64 [count]: no picture is its own other, each is one's other.
+
+    Raises:
+        VlkdError: there is no other picture.
+    """
+    if count < 2:
+        raise VlkdError(f"The condition 'other' needs at least 2 pictures, but the split has {count}.")
+    cycle = np.random.default_rng(_OTHER_PICTURE_SEED).permutation(count)
+    other = np.empty(count, dtype=np.int64)
+    other[cycle] = np.roll(cycle, 1)
+    return other
+
+
+def _by_picture(encode, texts: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+    """Encode all texts in one call, then hand each picture its own."""
+    flat = iter(encode([text for row in texts for text in row]))
+    return [[next(flat) for _ in row] for row in texts]

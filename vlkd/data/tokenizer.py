@@ -1,0 +1,74 @@
+"""A lower-case WordPiece tokenizer, trained on the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlkd.errors import VlkdError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+_CONTINUES = "##"
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """BERT's tokenizer with a vocabulary of at most ``size`` WordPieces ([PAD] is 0); same texts, same tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = list(texts)
+    unknown = SPECIAL_TOKENS["unk_token"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The trainer numbers single "##x" pieces in the order of a hash map, and breaks ties by these numbers, so that each
+    # run gives another vocabulary (huggingface/tokenizers #1794). As "special tokens" they come sorted; the model
+    # that is kept is a plain one of the vocabulary found.
+    pieces = _continuations(tokenizer, texts)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, special_tokens=[*SPECIAL_TOKENS.values(), *pieces], show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    plain = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token=unknown))
+    plain.normalizer = tokenizer.normalizer
+    plain.pre_tokenizer = tokenizer.pre_tokenizer
+    plain.decoder = decoders.WordPiece(prefix=_CONTINUES, cleanup=True)
+    plain.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, plain.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=plain, **SPECIAL_TOKENS)
+
+
+def _continuations(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """``##x`` for every character that stands inside a word, sorted."""
+    inside: set[str] = set()
+    for text in texts:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            inside.update(word[1:])
+    return [_CONTINUES + character for character in sorted(inside)]
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
+    """The tokenizer that ``save_pretrained`` left in ``folder``.
+
+    Raises:
+        VlkdError: there is none.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise VlkdError(f"'{folder}' holds no tokenizer (no tokenizer.json): finish the stage that writes it first.")
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,49 @@
+"""Soft VQA accuracy (Antol et al., arXiv 1505.00468), for all questions and per kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+ALL = "all"
+_ARTICLES = {"a", "an", "the"}
+_NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+} | {"none": "0"}
+
+
+def normalise_answer(answer: str) -> str:
+    """Lower case, no articles, no punctuation, number words as digits, single spaces."""
+    words = re.sub(r"[^\w\s]", " ", answer.lower()).split()
+    return " ".join(_NUMBERS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def soft_accuracy(answer: str, annotators: Sequence[str]) -> float:
+    """Accuracy of one answer against what the annotators said.
+
+    The official formula: the mean, over every choice of all annotators but one, of ``min(1, matches / 3)``
+    among the chosen. One annotator (a rendered answer) makes it exact match; with two or three the divisor
+    is the number of the chosen, so that agreeing with all gives 1.
+    """
+    if not annotators:
+        raise ValueError("soft accuracy needs at least one annotator's answer, got none")
+    matches = [normalise_answer(answer) == normalise_answer(other) for other in annotators]
+    if len(matches) == 1:
+        return float(matches[0])
+    divisor = min(3, len(matches) - 1)
+    total = sum(matches)
+    return sum(min(1.0, (total - match) / divisor) for match in matches) / len(matches)
+
+
+def vqa_scores(accuracies: Sequence[float], kinds: Sequence[str]) -> dict[str, float]:
+    """Mean accuracy over all questions (``"all"``) and over each kind, kinds in alphabetical order."""
+    if len(accuracies) != len(kinds):
+        raise ValueError(f"expected one kind for each of {len(accuracies)} answers, got {len(kinds)}")
+    by_kind: dict[str, list[float]] = {}
+    for accuracy, kind in zip(accuracies, kinds, strict=True):
+        by_kind.setdefault(kind, []).append(accuracy)
+    means: Mapping[str, float] = {kind: sum(v) / len(v) for kind, v in sorted(by_kind.items())}
+    return {ALL: sum(accuracies) / len(accuracies) if accuracies else float("nan"), **means}

@@ -1,0 +1,23 @@
+"""The visual-linguistic encoder on transformers' BERT, its heads, and the capture of its queries and keys."""
+
+from vlkd.models.build import build_config, build_encoder, load_model, start_from
+from vlkd.models.capture import CapturedAttention, QueryKey, capture_attention
+from vlkd.models.configuration import VLConfig
+from vlkd.models.encoder import VLModel
+from vlkd.models.heads import VLForCaptioning, VLForPreTraining, VLForVQA, VLOutput
+
+__all__ = [
+    "CapturedAttention",
+    "QueryKey",
+    "VLConfig",
+    "VLForCaptioning",
+    "VLForPreTraining",
+    "VLForVQA",
+    "VLModel",
+    "VLOutput",
+    "build_config",
+    "build_encoder",
+    "capture_attention",
+    "load_model",
+    "start_from",
+]

@@ -1,0 +1,19 @@
+"""The configuration of the visual-linguistic encoder: BERT's, plus what regions and answers need."""
+
+from __future__ import annotations
+
+from transformers import BertConfig
+
+
+class VLConfig(BertConfig):
+    """Settings of a :class:`~vlkd.models.VLModel`; everything not listed here is :class:`transformers.BertConfig`'s.
+
+    Attributes:
+        region_dim: width F of a region feature, box geometry included (Oscar: 2048 + 6 = 2054).
+        num_answers: size A of the answer vocabulary of :class:`~vlkd.models.VLForVQA`; 0 for the other models.
+    """
+
+    model_type = "vlkd"
+
+    region_dim: int = 2054
+    num_answers: int = 0

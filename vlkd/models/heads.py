@@ -1,0 +1,124 @@
+"""The encoder with a head for each task.
+
+Legend: B batch, T text and tag tokens, R regions, L = T + R, D hidden width, V vocabulary, A answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertOnlyMLMHead, BertPreTrainingHeads
+from transformers.utils.generic import ModelOutput
+
+from vlkd.models.configuration import VLConfig
+from vlkd.models.encoder import VLModel, VLPreTrainedModel
+
+_TIED = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+
+@dataclass
+class VLOutput(ModelOutput):
+    """What a model with a head returns.
+
+    Attributes:
+        hidden: [B, L, D], the last hidden state.
+        logits: [B, T, V] or [n, V] (language), [B, A] (answers).
+        matching_logits: [B, 2], class 1 = the picture and its text belong together; pre-training only.
+    """
+
+    hidden: Tensor | None = None
+    logits: Tensor | None = None
+    matching_logits: Tensor | None = None
+
+
+class _LanguageModel(VLPreTrainedModel):
+    """A model whose ``cls.predictions`` shares its decoder with the word embeddings."""
+
+    _tied_weights_keys = _TIED
+    cls: BertPreTrainingHeads | BertOnlyMLMHead
+
+    def _language_logits(self, hidden: Tensor, text_length: int, positions: Tensor | None) -> Tensor:
+        text = hidden[:, :text_length]  # [B, T, D]
+        return self.cls.predictions(text if positions is None else text[positions])
+
+
+class VLForPreTraining(_LanguageModel):
+    """Masked language modelling and image-text matching (L_VLP)."""
+
+    cls: BertPreTrainingHeads
+
+    def __init__(self, config: VLConfig) -> None:
+        super().__init__(config)
+        self.bert = VLModel(config)
+        self.cls = BertPreTrainingHeads(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        regions: Tensor,
+        attention_mask: Tensor,
+        logit_positions: Tensor | None = None,
+    ) -> VLOutput:
+        """Inputs as in :meth:`VLModel.forward`.
+
+        ``logit_positions`` (bool [B, T]) asks for the vocabulary logits of these n tokens only, in row-major order:
+        ``logits`` is then [n, V] instead of [B, T, V], the same numbers at a fraction of the cost.
+        """
+        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask)
+        logits = self._language_logits(hidden, input_ids.shape[1], logit_positions)
+        return VLOutput(hidden, logits, self.cls.seq_relationship(self.bert.pool(hidden)))
+
+
+class VLForCaptioning(_LanguageModel):
+    """The masked language head over a caption that sees only its past; the collator's mask makes it so."""
+
+    def __init__(self, config: VLConfig) -> None:
+        super().__init__(config)
+        self.bert = VLModel(config, add_pooling_layer=False)
+        self.cls = BertOnlyMLMHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        regions: Tensor,
+        attention_mask: Tensor,
+        logit_positions: Tensor | None = None,
+    ) -> VLOutput:
+        """As :meth:`VLForPreTraining.forward`, without matching."""
+        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask)
+        return VLOutput(hidden, self._language_logits(hidden, input_ids.shape[1], logit_positions))
+
+
+class VLForVQA(VLPreTrainedModel):
+    """[CLS] -> pooler -> dropout -> linear over the answer vocabulary."""
+
+    def __init__(self, config: VLConfig) -> None:
+        super().__init__(config)
+        if config.num_answers < 1:
+            raise ValueError(f"VLForVQA needs num_answers >= 1, but the configuration has {config.num_answers}")
+        self.bert = VLModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_answers)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        regions: Tensor,
+        attention_mask: Tensor,
+    ) -> VLOutput:
+        """Inputs as in :meth:`VLModel.forward`; ``logits`` is [B, A], one independent score an answer."""
+        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask)
+        return VLOutput(hidden, self.classifier(self.dropout(self.bert.pool(hidden))))

@@ -1,0 +1,132 @@
+"""The ledger of loss terms: each raw, weighted, and its share of the gradient."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from operator import mul
+
+import torch
+from torch import Tensor
+
+_logger = logging.getLogger(__name__)
+
+#: A term with more than this share of the gradient ...
+DWARFING_SHARE = 0.95
+#: ... in this many measurements in a row dwarfs the others.
+DWARFING_ROWS = 3
+
+
+class Ledger:
+    """Keeps the books of one training run, without asking the device except when a row is asked for.
+
+    ``record`` every micro-batch, ``measure`` on those whose step will be logged, ``close_step`` after every
+    optimizer step, ``row`` when it is time to log. Raw values are means over the steps since the last row; gradients
+    are those of the logged step.
+
+    The gradient is measured at the *input of the student's last layer*: the last place through which all terms
+    pass, because the attention loss reaches the last layer's queries and keys but not its output.
+
+    Args:
+        weights: name of each term → its weight in the loss.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.names = tuple(weights)
+        self.weights = dict(weights)
+        self._raw: Tensor | None = None  # [terms] float64: sum over the steps since the last row
+        self._steps = 0
+        self._squares: Tensor | None = None  # [terms] float64: squared gradient norms of the step being logged
+        self._dwarfing = 0
+        self._told: set[str] = set()
+
+    def record(self, raw: Tensor) -> None:
+        """Add a micro-batch's contribution, [terms]: sums over its rows, divided by the count of the whole step."""
+        raw = raw.detach().double()
+        self._raw = raw if self._raw is None else self._raw + raw
+
+    def measure(self, weighted: Tensor, hidden: Tensor) -> None:
+        """Add a micro-batch's squared gradient norms.
+
+        Args:
+            weighted: [terms], the weighted terms with their graph.
+            hidden: the input of the student's last layer, [B, L, D].
+        """
+        squares = []
+        for term in weighted.unbind():
+            (gradient,) = torch.autograd.grad(term, hidden, retain_graph=True, allow_unused=True)
+            squares.append(hidden.new_zeros(()).double() if gradient is None else gradient.double().square().sum())
+        total = torch.stack(squares)
+        self._squares = total if self._squares is None else self._squares + total
+
+    def close_step(self) -> None:
+        """One optimizer step has ended."""
+        self._steps += 1
+
+    def row(self, reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, float]:
+        """The row of metrics for the steps since the last one, and warnings where they are due.
+
+        Args:
+            reduce: adds a tensor up over all ranks.
+
+        Returns:
+            ``loss``, and for every term ``raw/…``, ``weighted/…``, and where measured ``gradient/…`` (the norm) and
+            ``share/…`` (the norm over the sum of the terms' norms).
+        """
+        assert self._raw is not None, "row() before any record()"
+        raw = (reduce(self._raw) / self._steps).tolist()
+        norms = None if self._squares is None else reduce(self._squares).sqrt().tolist()
+        self._raw, self._squares, self._steps = None, None, 0
+        row: dict[str, float] = {"loss": sum(map(mul, self.weights.values(), raw))}
+        for name, value in zip(self.names, raw, strict=True):
+            row[f"raw/{name}"] = value
+            row[f"weighted/{name}"] = self.weights[name] * value
+            self._warn_if_not_finite(name, value)
+        if norms is not None:
+            shares = _shares(norms)
+            for name, norm, share in zip(self.names, norms, shares, strict=True):
+                row[f"gradient/{name}"] = norm
+                row[f"share/{name}"] = share
+            self._warn_if_dwarfing(shares)
+        return row
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint between two rows must keep."""
+        raw = torch.zeros(len(self.names), dtype=torch.float64) if self._raw is None else self._raw.cpu()
+        return {"raw": raw, "steps": torch.tensor(self._steps), "dwarfing": torch.tensor(self._dwarfing)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        self._steps = int(state["steps"])
+        self._dwarfing = int(state["dwarfing"])
+        self._raw = state["raw"].to(device) if self._steps else None
+
+    def _warn_if_not_finite(self, name: str, value: float) -> None:
+        if math.isfinite(value) or name in self._told:
+            return
+        self._told.add(name)
+        _logger.warning(
+            "The loss term '%s' is %s: a lower learning rate, or a lower weight for this term, may keep it finite.",
+            name,
+            value,
+        )
+
+    def _warn_if_dwarfing(self, shares: list[float]) -> None:
+        """Only terms that take part count: one alone (or one whose queue is still empty) dwarfs nobody."""
+        largest = max(shares, default=0.0)
+        others = sum(share > 0 for share in shares) - 1
+        self._dwarfing = self._dwarfing + 1 if others > 0 and largest > DWARFING_SHARE else 0
+        name = self.names[shares.index(largest)] if shares else ""
+        if self._dwarfing < DWARFING_ROWS or name in self._told:
+            return
+        self._told.add(name)
+        _logger.warning(
+            "The loss term '%s' holds %.1f %% of the gradient and dwarfs the others: lower its weight or raise theirs.",
+            name,
+            100 * largest,
+        )
+
+
+def _shares(norms: list[float]) -> list[float]:
+    total = sum(norms)
+    return [norm / total if total else 0.0 for norm in norms]

@@ -1,0 +1,61 @@
+"""What hangs on the trainer's loop: when to log, the metrics file, the progress bar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vlkd.progress import track
+from vlkd.runs import truncate_jsonl
+
+
+def is_logged(step: int, every: int, last: int) -> bool:
+    """Whether optimizer step ``step`` (from 1) gets a row of metrics: the first, every ``every``-th, the last."""
+    return step == 1 or step % every == 0 or step == last
+
+
+class LogSchedule(TrainerCallback):
+    """Asks for a row of metrics at the steps that :func:`is_logged` names."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if is_logged(state.global_step, int(args.logging_steps), state.max_steps):
+            control.should_log = True
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every row of metrics to a JSON-lines file; a resumed run cuts it back to its checkpoint first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if state.is_world_process_zero:
+            truncate_jsonl(self.path, "step", state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        row = {"step": state.global_step} | {key: value for key, value in logs.items() if key != "epoch"}
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+
+class ProgressBar(TrainerCallback):
+    """One bar with the time left, the same as everywhere else in the package."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self._steps: Iterator[int] = iter(())
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if state.is_world_process_zero:
+            self._steps = track(range(state.global_step, state.max_steps), self.description)
+            next(self._steps, None)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        next(self._steps, None)

@@ -1,0 +1,174 @@
+"""One stage from beginning to end, in a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers.utils import logging
+
+from vlkd.errors import VlkdError
+from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder, load_model, start_from
+from vlkd.recipes import Recipe
+from vlkd.runs import Run
+from vlkd.training.arguments import process_state, training_arguments
+from vlkd.training.callbacks import MetricsFile, ProgressBar
+from vlkd.training.checkpoints import latest_checkpoint, step_of
+from vlkd.training.inputs import StageData, StageInputs
+from vlkd.training.method import Method
+from vlkd.training.stages import Stage
+from vlkd.training.stream import SampleStream
+from vlkd.training.teaching import Teacher
+from vlkd.training.trained import Trained
+from vlkd.training.trainer import MethodTrainer
+from vlkd_kernels import RingQueue
+
+MODEL = "model"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+_CLASSES = {"pretraining": VLForPreTraining, "captioning": VLForCaptioning, "vqa": VLForVQA}
+
+
+def train_stage(folder: Path | str, recipe: Recipe, stage: Stage, data: StageData) -> Path:
+    """:func:`train` on the training split of ``data``."""
+    return train(folder, recipe, stage, data.inputs(recipe, stage), data.seed)
+
+
+def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs, seed: int) -> Path:
+    """Train a stage in ``folder`` and return the folder of the trained model.
+
+    ``folder`` then holds ``settings.yaml``, ``versions.json``, ``metrics.jsonl``, ``tensorboard/`` where TensorBoard is
+    installed, ``checkpoints/``, ``model/`` (the model alone, without a trace of teacher or queue) and
+    ``results.json``. A folder with an unfinished run of the same settings and data resumes from its last checkpoint to
+    the same bits; a finished one is left as it is.
+
+    Raises:
+        VlkdError: the folder holds another run, or the models do not fit each other or the data.
+    """
+    folder = Path(folder)
+    state = process_state()
+    with state.main_process_first():
+        run = Run.begin(folder, stage_settings(recipe, stage, seed), inputs.fingerprint)
+    if run.finished:
+        return folder / MODEL
+    checkpoint = latest_checkpoint(folder / CHECKPOINTS)
+    trainer = build_trainer(folder, recipe, stage, inputs, seed)
+    for callback in _tensorboard(folder, checkpoint):
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if state.is_main_process:
+        model = trainer.trained.model
+        _save_whole(model, folder / MODEL)
+        run.finish(steps=stage.schedule.steps, parameters=model.num_parameters())
+    state.wait_for_everyone()
+    return folder / MODEL
+
+
+def stage_settings(recipe: Recipe, stage: Stage, seed: int) -> dict[str, Any]:
+    """Everything that the result depends on, apart from the data, as plain values."""
+    settings: dict[str, Any] = {key: value for key, value in asdict(stage).items() if isinstance(value, str)}
+    settings["seed"] = seed
+    settings["encoder"] = stage.encoder(recipe).model_dump()
+    settings["text"] = recipe.text.model_dump()
+    settings["schedule"] = stage.schedule.model_dump()
+    if stage.start:
+        settings["start_weights"] = _weights_hash(stage.start)
+    if stage.teacher:
+        settings["teacher_weights"] = _weights_hash(stage.teacher)
+        settings["distillation"] = recipe.distillation.model_dump()
+    return settings
+
+
+def build_trainer(folder: Path, recipe: Recipe, stage: Stage, inputs: StageInputs, seed: int) -> MethodTrainer:
+    """The trainer of a stage, models built and nothing trained yet."""
+    set_seed(seed)
+    state = process_state()
+    arguments = training_arguments(folder / CHECKPOINTS, stage.schedule, seed, state.num_processes)
+    model = _build_model(recipe, stage, inputs)
+    weights = stage.weights(recipe.distillation)
+    teacher = _load_teacher(stage, model, arguments.device, weights)
+    teacher_width = teacher.model.config.hidden_size if teacher and "hidden" in weights else None
+    queue = None if teacher_width is None else RingQueue(teacher_width, recipe.distillation.queue_size)
+    return MethodTrainer(
+        Trained(model, stage.role, teacher_width, attends="attention" in weights),
+        Method(weights, model.config.num_attention_heads, recipe.distillation, queue),
+        arguments,
+        stream=SampleStream(inputs.samples, stage.schedule.steps * stage.schedule.batch, seed),
+        collator=inputs.collate,
+        teacher=teacher,
+        queue_tokens=recipe.distillation.queue_tokens,
+        callbacks=[MetricsFile(folder / METRICS), ProgressBar(stage.name)],
+    )
+
+
+def _build_model(recipe: Recipe, stage: Stage, inputs: StageInputs) -> PreTrainedModel:
+    model_class = _CLASSES[stage.task]
+    if stage.start is not None:
+        return start_from(model_class, stage.start, num_answers=inputs.num_answers)
+    return build_encoder(
+        stage.encoder(recipe),
+        inputs.region_dims[stage.role],
+        inputs.vocab_size,
+        model_class=model_class,
+        num_answers=inputs.num_answers,
+    )
+
+
+def _load_teacher(
+    stage: Stage, student: PreTrainedModel, device: torch.device, weights: dict[str, float]
+) -> Teacher | None:
+    if stage.teacher is None:
+        return None
+    model = load_model(_CLASSES[stage.task], stage.teacher)
+    heads_s, heads_t = student.config.num_attention_heads, model.config.num_attention_heads
+    if "attention" in weights and heads_s != heads_t:
+        raise VlkdError(
+            f"The student has {heads_s} attention heads and the teacher in '{stage.teacher}' has {heads_t}: "
+            "attention maps are compared head by head, so give both as many, or set distillation.alpha to 0."
+        )
+    return Teacher(model, device, with_logits="classes" in weights)
+
+
+def _tensorboard(folder: Path, checkpoint: Path | None) -> list[TrainerCallback]:
+    """TensorBoard's events, if TensorBoard is installed; those after the checkpoint are not shown any more."""
+    if find_spec("tensorboard") is None or not process_state().is_main_process:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    purge_step = step_of(checkpoint) + 1 if checkpoint else None
+    return [TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step))]
+
+
+def _save_whole(model: PreTrainedModel, folder: Path) -> None:
+    """``save_pretrained``, then renamed into place."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    for leftover in (partial, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(partial)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    os.replace(partial, folder)
+
+
+def _weights_hash(folder: Path) -> str:
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise VlkdError(f"There is no model in '{folder}' (no model.safetensors): train the stage that makes it first.")
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

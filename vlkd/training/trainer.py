@@ -1,0 +1,173 @@
+"""The training loop: transformers' Trainer, with the method as its step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from vlkd.objectives import Ledger, rows_counted
+from vlkd.training.callbacks import LogSchedule, is_logged
+from vlkd.training.checkpoints import PARTIAL, discard_partial, publish, with_prefix, without_prefix
+from vlkd.training.feed import QueueFeed
+from vlkd.training.method import Method
+from vlkd.training.stream import SampleStream
+from vlkd.training.teaching import Teacher
+from vlkd.training.trained import Trained
+from vlkd_kernels import RingQueue
+
+_MODEL = "model.safetensors"
+_MEMORY = "memory.safetensors"
+
+
+class MethodTrainer(Trainer):
+    """Trains by a :class:`Method`.
+
+    Every term is divided by the rows that it counts in the *whole* optimizer step. The queue, when there is one, is
+    read by all of a step's micro-batches and written once, after the last backward. Checkpoints hold, beside what the
+    Trainer saves, the projection, the queue and the ledger, so that a resumed run goes on to the same bits.
+
+    Args:
+        trained: what the optimizer trains.
+        teacher: frozen, None without distillation.
+        stream: all samples in the order of use.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        method: Method,
+        arguments: TrainingArguments,
+        *,
+        stream: SampleStream,
+        collator: Any,
+        teacher: Teacher | None = None,
+        queue_tokens: int = 0,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        callbacks = [LogSchedule(), *(callbacks or [])]
+        super().__init__(
+            model=trained, args=arguments, data_collator=collator, train_dataset=stream, callbacks=callbacks
+        )
+        self.remove_callback(PrinterCallback)
+        self.trained = trained
+        self.stream = stream
+        self.checkpoints = Path(arguments.output_dir or "")
+        self.method = method
+        self.teacher = teacher
+        self.ledger = Ledger(method.weights)
+        self._weights = torch.tensor(list(method.weights.values()), device=arguments.device)  # [terms]
+        self._feed = self._make_feed(method.queue, queue_tokens) if method.queue is not None else None
+        self._row_began: tuple[float, int] | None = None  # seconds and step at which the next row of metrics begins
+        self._saving = False
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one micro-batch; ``num_items_in_batch`` [terms] counts the whole step's rows."""
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        with self.accelerator.autocast():
+            student = model(batch)
+            teacher = self.teacher(batch) if self.teacher else None
+            terms = self.method.terms(student, teacher, batch)
+        means = torch.stack([term.sum for term in terms.values()]) / num_items_in_batch  # [terms]
+        weighted = self._weights * means
+        self.ledger.record(means)
+        if is_logged(self.state.global_step + 1, int(self.args.logging_steps), self.state.max_steps):
+            self.ledger.measure(weighted, self.trained.layer_input)
+
+        loss = weighted.sum()
+        # DistributedDataParallel averages gradients over ranks; ours are shares of a sum over all of them.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+
+        if self._feed and teacher:
+            self._feed.collect(teacher.hidden, batch["distill_mask"], batch["picture_ids"])
+        if self.accelerator.sync_gradients:  # the step's last micro-batch
+            self._close_step()
+        return loss.detach()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """The micro-batches of an optimizer step and, for every term, the rows that it counts in all of them."""
+        if self._row_began is None:
+            self._row_began = (time.perf_counter(), self.state.global_step)
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        names = tuple(self.method.weights)
+        counts = [rows_counted(batch, names, self.method.heads) for batch in batches]
+        total = self._reduce(torch.stack(counts).sum(0).to(self.args.device))  # [terms]
+        return batches, total.clamp(min=1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Replace the Trainer's row by the ledger's. Its closing summary has no learning rate and is left out."""
+        if "learning_rate" not in logs or self._row_began is None:
+            return
+        row = self.ledger.row(self._reduce)
+        row |= {"lr": logs["learning_rate"], "grad_norm": logs["grad_norm"]}
+        began, step = self._row_began
+        now = time.perf_counter()
+        self._row_began = (now, self.state.global_step)
+        samples = (self.state.global_step - step) * self.get_total_train_batch_size(self.args)
+        super().log({**row, "samples_per_second": samples / (now - began)})
+
+    def _close_step(self) -> None:
+        self.ledger.close_step()
+        if self._feed:
+            self._feed.enqueue(self.state.global_step)
+
+    def _make_feed(self, queue: RingQueue, tokens: int) -> QueueFeed:
+        return QueueFeed(
+            queue.to(self.args.device),
+            tokens,
+            self.args.seed,
+            rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
+            gather=self._gather,
+            reduce=self._reduce,
+        )
+
+    def _reduce(self, tensor: Tensor) -> Tensor:
+        return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        return cast(Tensor, self.accelerator.gather(tensor.unsqueeze(0)))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return SequentialSampler(self.stream)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the Trainer does, but under another name until it is whole; then the one before it goes."""
+        if self.args.should_save:
+            discard_partial(self.checkpoints)
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            publish(self.checkpoints, f"checkpoint-{self.state.global_step}")
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.checkpoints / PARTIAL if self._saving else self.checkpoints)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir) if output_dir else self.checkpoints
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.trained, str(folder / _MODEL))
+        memory = with_prefix("ledger", self.ledger.state_dict())
+        if self.method.queue is not None:
+            memory |= with_prefix("queue", self.method.queue.state_dict())
+        save_file(memory, folder / _MEMORY)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_model(self.trained, folder / _MODEL)
+        memory = load_file(folder / _MEMORY)
+        self.ledger.load_state_dict(without_prefix("ledger", memory), self.args.device)
+        if self.method.queue is not None:
+            self.method.queue.load_state_dict(without_prefix("queue", memory))

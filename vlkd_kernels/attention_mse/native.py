@@ -1,0 +1,53 @@
+"""`attention_mse` in the compiled extension: C++ for CPU tensors of every floating-point dtype the op takes.
+
+It works on some heads, or some rows of one head, at a time; two chunks of maps of at most 8 MiB each are all it holds
+besides its inputs and gradients. Shapes: B batch, H heads, L queries, M keys, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def forward(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    scale_s: float,
+    scale_t: float,
+    attn_mask: Tensor | None,
+    query_mask: Tensor | None,
+    is_causal: bool,
+    distance: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss sum, count, and the gradients of the loss sum for q_s and k_s, in float32 (float64 for float64)."""
+    return torch.ops.vlkd.attention_mse(
+        q_s, k_s, q_t, k_t, scale_s, scale_t, attn_mask, query_mask, is_causal, distance, with_grad
+    )
+
+
+def register_fake() -> None:
+    """Tell torch.compile the operator's output shapes; called once, when the extension is loaded."""
+    torch.library.register_fake("vlkd::attention_mse", _fake)
+
+
+def _fake(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    scale_s: float,
+    scale_t: float,
+    attn_mask: Tensor | None,
+    query_mask: Tensor | None,
+    is_causal: bool,
+    distance: str,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if q_s.dtype == torch.float64 else torch.float32
+    grad_q = q_s.new_empty(q_s.shape if with_grad else 0, dtype=dtype)
+    grad_k = k_s.new_empty(k_s.shape if with_grad else 0, dtype=dtype)
+    return q_s.new_empty((), dtype=dtype), q_s.new_empty((), dtype=dtype), grad_q, grad_k

@@ -1,0 +1,173 @@
+"""`attention_mse`: how far a student's attention maps are from its teacher's, without the maps in memory.
+
+Shapes: B batch, H heads, L queries, M keys, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vlkd_kernels import backends, checks
+from vlkd_kernels.dtypes import accumulator, compute_dtype, without_autocast
+from vlkd_kernels.fused_loss import fused_loss, wants_gradient
+
+_OP = "attention_mse"
+
+
+def attention_mse(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    *,
+    scale_s: float | None = None,
+    scale_t: float | None = None,
+    attn_mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    is_causal: bool = False,
+    distance: str = "mse",
+    reduction: str = "mean",
+    backend: str | None = None,
+    return_count: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""The distance between the attention maps of a student and a teacher, straight from their queries and keys.
+
+    With p = softmax(scale_s q_s k_sᵀ), t = softmax(scale_t q_t k_tᵀ) and m_i the number of keys that row i sees,
+    a row's value is (1/m_i) Σ_j (p_ij - t_ij)² for ``distance="mse"`` (DistillVLM, arXiv 2104.02096, eq. 4) and
+    Σ_j t_ij (log t_ij - log p_ij) for ``"kl"`` (MiniLM, arXiv 2002.10957). Without masks this is::
+
+        p = (q_s @ k_s.mT * scale_s).softmax(-1)
+        t = (q_t @ k_t.mT * scale_t).softmax(-1)
+        loss = F.mse_loss(p, t)
+
+    A row counts if `query_mask` says so and it sees at least one key; other rows give exactly 0. If no row counts
+    (an empty batch, a mask that hides everything) the loss and its gradients are 0.
+
+    Args:
+        q_s: the student's queries [B, H, L, D_s].
+        k_s: the student's keys [B, H_k, M, D_s]; H_k divides H (grouped queries).
+        q_t: the teacher's queries [B, H, L, D_t], of any width and dtype. No gradient goes to the teacher's tensors,
+            even where they require one.
+        k_t: the teacher's keys [B, H_k', M, D_t]; H_k' divides H and may differ from H_k.
+        scale_s: factor on the student's scores, 1/sqrt(D_s) if None.
+        scale_t: factor on the teacher's scores, 1/sqrt(D_t) if None.
+        attn_mask: bool, broadcastable to [B, H, L, M]; True may attend.
+        query_mask: bool [B, L]; True counts.
+        is_causal: query i sees keys 0..i (aligned top-left), together with `attn_mask`.
+        distance: "mse" or "kl".
+        reduction: "mean" over the counted rows, or their "sum".
+        backend: "reference", "cpu", "triton" or "cuda"; None picks (see `explain_backend`).
+        return_count: also return how many rows count.
+
+    Returns:
+        A float32 scalar (float64 for float64 inputs), differentiable once for q_s and k_s; with `return_count` also the
+        count, a scalar of the same dtype. Products are taken in the student's dtype (autocast's, if it is on) and
+        summed in float32.
+
+    Raises:
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
+        BackendError: the named backend cannot run this call.
+    """
+    _check(q_s, k_s, q_t, k_t, attn_mask, query_mask, distance, reduction)
+    scale_s = _scale("scale_s", scale_s, q_s)
+    scale_t = _scale("scale_t", scale_t, q_t)
+    if attn_mask is not None:  # four dimensions, not expanded
+        attn_mask = attn_mask[(None,) * (4 - attn_mask.ndim)]
+    dtype = compute_dtype(q_s)
+    width = max(int(q_s.shape[3]), int(q_t.shape[3]))
+    chosen = backends.choose(_OP, backend, q_s.device.type, dtype, width)
+    with_grad = wants_gradient(q_s, k_s)
+    forward = _nothing if 0 in (*q_s.shape, k_s.shape[2]) else _forward(chosen)
+    with torch.no_grad(), without_autocast(q_s):
+        loss_sum, count, *gradients = forward(
+            q_s.detach().to(dtype),
+            k_s.detach().to(dtype),
+            q_t.detach(),
+            k_t.detach(),
+            scale_s,
+            scale_t,
+            attn_mask,
+            query_mask,
+            is_causal,
+            distance,
+            with_grad,
+        )
+    loss = fused_loss(loss_sum, count, reduction, (q_s, k_s), tuple(gradients) if with_grad else ())
+    return (loss, count) if return_count else loss
+
+
+def _forward(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The backend's forward; all have the signature of `reference.forward`."""
+    if backend == "reference":
+        from vlkd_kernels.attention_mse.reference import forward
+
+        return forward
+    if backend == "triton":
+        from vlkd_kernels.attention_mse.triton import forward
+
+        return forward
+    from vlkd_kernels.attention_mse.native import forward
+
+    return forward
+
+
+def _nothing(q_s: Tensor, k_s: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """No row or no key: loss 0, count 0, zero gradients."""
+    zero = torch.zeros((), dtype=accumulator(q_s.dtype), device=q_s.device)
+    return zero, zero.clone(), torch.zeros_like(q_s, dtype=zero.dtype), torch.zeros_like(k_s, dtype=zero.dtype)
+
+
+def _scale(name: str, value: float | None, q: Tensor) -> float:
+    if value is None:
+        return q.shape[-1] ** -0.5 if q.shape[-1] else 1.0
+    checks.check_finite(_OP, name, value)
+    return float(value)
+
+
+def _check(
+    q_s: Tensor,
+    k_s: Tensor,
+    q_t: Tensor,
+    k_t: Tensor,
+    attn_mask: Tensor | None,
+    query_mask: Tensor | None,
+    distance: str,
+    reduction: str,
+) -> None:
+    checks.check_float_tensors(_OP, {"q_s": q_s, "k_s": k_s, "q_t": q_t, "k_t": k_t}, dims=4)
+    checks.check_same_dtype(_OP, "k_s", k_s, "q_s", q_s)
+    checks.check_same_dtype(_OP, "k_t", k_t, "q_t", q_t)
+    batch, heads, queries, _ = q_s.shape
+    keys = k_s.shape[2]
+    checks.check_shape(_OP, "q_t", q_t, (batch, heads, queries, q_t.shape[3]), "[B, H, L, D_t]")
+    for name, k, q in (("k_s", k_s, q_s), ("k_t", k_t, q_t)):
+        checks.check_shape(_OP, name, k, (batch, k.shape[1], keys, q.shape[3]), "[B, H_k, M, D]")
+        if heads and (k.shape[1] == 0 or heads % k.shape[1]):
+            raise ValueError(
+                f"{_OP}: the heads of {name} must divide the {heads} heads of the queries, got {k.shape[1]}."
+            )
+    if q_s.shape[3] == 0 or q_t.shape[3] == 0:
+        raise ValueError(f"{_OP}: the head width must be at least 1, got q_s {checks.shape_of(q_s)}.")
+    if attn_mask is not None:
+        _check_attn_mask(attn_mask, q_s, (batch, heads, queries, keys))
+    if query_mask is not None:
+        checks.check_dtype(_OP, "query_mask", query_mask, torch.bool)
+        checks.check_device(_OP, "query_mask", query_mask, "q_s", q_s)
+        checks.check_shape(_OP, "query_mask", query_mask, (batch, queries), "[B, L]")
+    checks.check_choice(_OP, "distance", distance, ("mse", "kl"))
+    checks.check_reduction(_OP, reduction)
+
+
+def _check_attn_mask(mask: Tensor, q_s: Tensor, full: tuple[int, int, int, int]) -> None:
+    checks.check_dtype(_OP, "attn_mask", mask, torch.bool)
+    checks.check_device(_OP, "attn_mask", mask, "q_s", q_s)
+    fits = mask.ndim <= 4 and all(
+        m in (1, n) for m, n in zip(reversed(mask.shape), reversed(full), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"{_OP}: attn_mask must broadcast to [B, H, L, M] = {list(full)}, got {checks.shape_of(mask)}."
+        )

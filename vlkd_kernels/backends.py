@@ -1,0 +1,136 @@
+"""Which backend runs a call, and why not the others.
+
+Every op can be run by `reference` (plain PyTorch, any device). `cpu` (C++) and `cuda` come from the compiled extension;
+`triton` runs on NVIDIA GPUs, and on CPU tensors under Triton's interpreter (TRITON_INTERPRET=1), which is for tests.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import NamedTuple
+
+import torch
+
+from vlkd_kernels import extension
+
+OPS = ("attention_mse", "token_nce", "ring_queue")
+BACKENDS = ("cuda", "cpu", "triton", "reference")
+_PREFERENCE = {"cpu": ("cpu", "reference", "triton", "cuda")}  # on a CPU, Triton's interpreter is for tests alone
+_MINIMUM_CAPABILITY = (8, 0)  # bfloat16 matrix instructions
+_WIDEST_HEAD = 256  # of Triton: a row of the gradient is held in registers
+
+
+class BackendError(RuntimeError):
+    """The named backend cannot run this call here; the message says why."""
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend can run an op on a device, and the reason."""
+
+    backend: str
+    available: bool
+    reason: str
+
+
+def explain_backend(
+    op: str, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32, width: int = 1
+) -> list[BackendStatus]:
+    """Every backend's status for an op, in the order of preference: `backend=None` runs the first available one.
+
+    Args:
+        op: "attention_mse", "token_nce" or "ring_queue".
+        device: where the tensors are; the GPU if there is one, else the CPU.
+        dtype: what the op computes in.
+        width: the widest of the head widths, for "attention_mse".
+    """
+    if op not in OPS:
+        raise ValueError(f"explain_backend: op must be one of {', '.join(map(repr, OPS))}, got {op!r}.")
+    kind = _default_device() if device is None else torch.device(device).type
+    return [BackendStatus(name, *_status(op, name, kind, dtype, width)) for name in _PREFERENCE.get(kind, BACKENDS)]
+
+
+def available_backends(
+    op: str = "attention_mse",
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    width: int = 1,
+) -> tuple[str, ...]:
+    """The names of the backends that can run an op here, the preferred one first; arguments as in `explain_backend`."""
+    statuses = explain_backend(op, device=device, dtype=dtype, width=width)
+    return tuple(status.backend for status in statuses if status.available)
+
+
+@torch.compiler.assume_constant_result
+def choose(op: str, backend: str | None, device: str, dtype: torch.dtype, width: int = 1) -> str:
+    """The backend that runs a call.
+
+    Args:
+        op: one of `OPS`.
+        backend: a name, which is run or refused, or None for the first available one.
+        device: the device type of the tensors.
+        dtype: what the op computes in.
+        width: the widest of the head widths, for "attention_mse".
+
+    Raises:
+        ValueError: there is no backend of that name.
+        BackendError: the named backend cannot run this call.
+    """
+    if backend is None:
+        return available_backends(op, device=device, dtype=dtype, width=width)[0]
+    if backend not in BACKENDS:
+        raise ValueError(f"{op}: backend must be None or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}.")
+    available, reason = _status(op, backend, device, dtype, width)
+    if not available:
+        raise BackendError(f"{op}: backend {backend!r} cannot run this call: {reason}.")
+    return backend
+
+
+def _status(op: str, backend: str, device: str, dtype: torch.dtype, width: int) -> tuple[bool, str]:
+    if backend == "reference":
+        return True, "plain PyTorch, runs on every device"
+    if backend == "triton":
+        return _triton_status(op, device, dtype, width)
+    if device != backend:
+        return False, f"it takes {backend} tensors, got {device} tensors"
+    if extension.load() is None:
+        return False, f"the compiled extension is not loaded: {extension.why_not()}"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(_SCHEMAS[op], backend.upper()):
+        return False, f"the compiled extension holds no {backend} kernel for it"
+    return True, "the compiled extension holds a kernel for it"
+
+
+_SCHEMAS = {
+    "attention_mse": "vlkd::attention_mse",
+    "token_nce": "vlkd::token_nce",
+    "ring_queue": "vlkd::ring_enqueue_",
+}
+
+
+def _triton_status(op: str, device: str, dtype: torch.dtype, width: int) -> tuple[bool, str]:
+    if op == "ring_queue":
+        return False, "there is no Triton kernel for it"
+    if importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed; install it with `pip install triton`"
+    if dtype == torch.float64:
+        return False, "it computes in float16, bfloat16 or float32, got float64"
+    if op == "attention_mse" and width > _WIDEST_HEAD:
+        return False, f"it takes head widths up to {_WIDEST_HEAD}, got {width}"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device == "cpu":
+        if interpreted:
+            return True, "runs under Triton's interpreter (TRITON_INTERPRET=1)"
+        return False, "it takes cpu tensors only under Triton's interpreter; set TRITON_INTERPRET=1"
+    if device != "cuda":
+        return False, f"it takes cuda tensors, got {device} tensors"
+    if torch.version.hip is not None:
+        return False, "it is tested on NVIDIA GPUs only, and this torch is built for ROCm"
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    if capability is None or capability < _MINIMUM_CAPABILITY:
+        return False, f"it needs an NVIDIA GPU of compute capability 8.0 or newer, got {capability}"
+    return True, "compiles for this GPU"
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,24 @@
+"""Which dtype an op computes in, and which one it sums in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums, losses and gradients inside an op: float32, float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of an op's products: autocast's when it is on and x is not float64, else that of x."""
+    device = x.device.type
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context in which products keep the dtype that the op has chosen."""
+    return torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,81 @@
+"""The one autograd wrapper of the fused losses.
+
+A fused loss is a scalar whose gradient is known once its forward has the probabilities, so every backend's forward returns
+the loss sum, the count of counted rows and, when it is wanted, the gradient of the *sum*. Nothing is left for the backward
+but one multiplication by grad_out / count, done in float32: a float16 gradient of a mean over many entries would underflow.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def wants_gradient(*inputs: object) -> bool:
+    """Whether any of the tensors among the inputs needs a gradient now."""
+    return torch.is_grad_enabled() and any(
+        isinstance(x, Tensor) and x.requires_grad for x in inputs
+    )
+
+
+def fused_loss(
+    loss_sum: Tensor,
+    count: Tensor,
+    reduction: str,
+    inputs: tuple[Tensor, ...],
+    gradients: tuple[Tensor, ...],
+) -> Tensor:
+    """The loss with its known gradients attached.
+
+    Args:
+        loss_sum: scalar, sum over the counted rows, float32 (float64 for float64 inputs), not part of a graph.
+        count: scalar of the same dtype, how many rows count.
+        reduction: "mean" divides by the count (a count of 0 gives 0), "sum" does not.
+        inputs: the tensors that a gradient goes to, where they require one.
+        gradients: the gradient of `loss_sum` for each input; empty when no gradient is wanted.
+    """
+    scale = count.clamp(min=1).reciprocal() if reduction == "mean" else torch.ones_like(count)
+    if not gradients:
+        return loss_sum * scale
+    return _FusedLoss.apply(loss_sum, scale, len(inputs), *inputs, *gradients)  # type: ignore[return-value]
+
+
+class _FusedLoss(torch.autograd.Function):
+    """loss_sum * scale, whose gradient for each input is grad_out * scale * gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, loss_sum: Tensor, scale: Tensor, arity: int, *tensors: Tensor) -> Tensor:
+        inputs, gradients = tensors[:arity], tensors[arity:]
+        ctx.save_for_backward(scale, *gradients)
+        ctx.forms = [(x.dtype, x.shape) for x in inputs]
+        return loss_sum * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        scale, *gradients = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the results must lead to the refusal below
+            scale = scale.detach().requires_grad_()
+        results = _Rescale.apply(grad_outputs[0], scale, *gradients)
+        needed = ctx.needs_input_grad[3:]
+        forms = zip(results, ctx.forms, needed, strict=False)
+        grads = [g.view(shape).to(dtype) if need else None for g, (dtype, shape), need in forms]
+        return (None, None, None, *grads, *(None for _ in gradients))
+
+
+class _Rescale(torch.autograd.Function):
+    """The multiplication of the backward, as a function of its own so that a second derivative can be refused."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, grad_out: Tensor, scale: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+        factor = grad_out * scale
+        return tuple(gradient * factor for gradient in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        raise RuntimeError(
+            "vlkd_kernels losses have no second derivative: their gradient is computed in the forward pass; "
+            "for double backward use the formula in the op's reference.py, which autograd differentiates."
+        )

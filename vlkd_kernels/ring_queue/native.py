@@ -1,0 +1,41 @@
+"""The ring queue's write in the compiled extension: C++ on the CPU, CUDA on the GPU. K rows, E width, N new rows.
+
+The CUDA write asks the host nothing and has fixed launches, so that it can be captured in a graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def enqueue_(
+    rows: Tensor,
+    ids: Tensor,
+    head: Tensor,
+    fill: Tensor,
+    new_rows: Tensor,
+    mask: Tensor | None,
+    new_ids: Tensor | None,
+    normalize: bool,
+) -> None:
+    """Write the masked new rows in order from `head` on, around the end; of more than K, the last K stay."""
+    torch.ops.vlkd.ring_enqueue_(rows, ids, head, fill, new_rows, mask, new_ids, normalize)
+
+
+def register_fake() -> None:
+    """Tell torch.compile that the operator changes its arguments and returns nothing."""
+    torch.library.register_fake("vlkd::ring_enqueue_", _fake)
+
+
+def _fake(
+    rows: Tensor,
+    ids: Tensor,
+    head: Tensor,
+    fill: Tensor,
+    new_rows: Tensor,
+    mask: Tensor | None,
+    new_ids: Tensor | None,
+    normalize: bool,
+) -> None:
+    return None

@@ -1,0 +1,111 @@
+"""`RingQueue`: the last K rows that were written, all of its state on the device and in the checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlkd_kernels import backends, checks
+
+_OP = "RingQueue.enqueue_"
+
+
+class RingQueue(nn.Module):
+    """A ring buffer of rows, each with an id, that is written and read without a question to the device.
+
+    Every part of its state is a persistent buffer, so that a checkpoint restores it exactly. No buffer is a parameter and
+    no gradient flows through it. Keep it outside a module that DistributedDataParallel wraps, and write it once per
+    optimizer step, after the last backward: between a forward and its backward, recomputation under activation
+    checkpointing would see other rows.
+
+    Shapes: K rows (`size`), E width (`dim`).
+
+    Attributes:
+        rows: [K, E] of `dtype`; rows that are not filled yet are 0.
+        ids: int64 [K]; -1 equals nothing.
+        head: int64 scalar, the slot that is written next.
+        fill: int64 scalar, how many rows are filled.
+        normalize: whether rows are L2-normalised when they are written.
+    """
+
+    rows: Tensor
+    ids: Tensor
+    head: Tensor
+    fill: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        size: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("dim", dim, 1), ("size", size, 0)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"RingQueue: {name} must be an integer, got {type(value).__name__}.")
+            if value < least:
+                raise ValueError(f"RingQueue: {name} must be at least {least}, got {value}.")
+        if not dtype.is_floating_point:
+            raise TypeError(f"RingQueue: dtype must be a floating-point dtype, got {str(dtype).removeprefix('torch.')}.")
+        self.normalize = normalize
+        self.register_buffer("rows", torch.zeros(size, dim, dtype=dtype, device=device))
+        self.register_buffer("ids", torch.full((size,), -1, dtype=torch.int64, device=device))
+        self.register_buffer("head", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("fill", torch.zeros((), dtype=torch.int64, device=device))
+
+    @property
+    def valid(self) -> Tensor:
+        """Which rows are filled: bool [K], on the device."""
+        return torch.arange(self.rows.shape[0], device=self.rows.device) < self.fill
+
+    @torch.no_grad()
+    def enqueue_(
+        self, rows: Tensor, mask: Tensor | None = None, ids: Tensor | None = None, *, backend: str | None = None
+    ) -> None:
+        """Write rows in order, over the oldest ones; of more than K, the last K stay.
+
+        Args:
+            rows: [..., E], any floating-point dtype; converted to the queue's.
+            mask: bool [...]; only rows where it is True are written.
+            ids: int64 [...], the id of each row; -1, which equals nothing, if left out.
+            backend: "reference", "cpu" or "cuda"; None picks.
+
+        Raises:
+            ValueError, TypeError: an argument of the wrong shape, dtype or device.
+            BackendError: the named backend cannot run here.
+        """
+        self._check(rows, mask, ids)
+        chosen = backends.choose("ring_queue", backend, self.rows.device.type, self.rows.dtype)
+        if chosen == "reference":
+            from vlkd_kernels.ring_queue.reference import enqueue_
+        else:
+            from vlkd_kernels.ring_queue.native import enqueue_
+        enqueue_(
+            self.rows,
+            self.ids,
+            self.head,
+            self.fill,
+            rows.flatten(0, -2),
+            mask.flatten() if mask is not None else None,
+            ids.flatten() if ids is not None else None,
+            self.normalize,
+        )
+
+    def extra_repr(self) -> str:
+        size, dim = self.rows.shape
+        return f"dim={dim}, size={size}, dtype={self.rows.dtype}, normalize={self.normalize}"
+
+    def _check(self, rows: Tensor, mask: Tensor | None, ids: Tensor | None) -> None:
+        checks.check_float_tensors(_OP, {"rows": rows})
+        checks.check_device(_OP, "rows", rows, "the queue", self.rows)
+        dim = self.rows.shape[1]
+        if rows.ndim < 2 or rows.shape[-1] != dim:
+            raise ValueError(f"{_OP}: rows must have shape [..., E] with E = {dim}, got {checks.shape_of(rows)}.")
+        for name, x, dtype in (("mask", mask, torch.bool), ("ids", ids, torch.int64)):
+            if x is not None:
+                checks.check_dtype(_OP, name, x, dtype)
+                checks.check_device(_OP, name, x, "the queue", self.rows)
+                checks.check_shape(_OP, name, x, rows.shape[:-1], "that of rows without E")

@@ -1,0 +1,140 @@
+"""Token-wise noise-contrastive loss in plain PyTorch.
+
+Shapes: N tokens, E embedding width, K negatives.
+
+`loss` is the formula, differentiated by autograd; it computes in the dtype of its inputs, so in float64 it is the truth
+that every backend is held to, and in bfloat16 it is what a user would have written by hand. `forward` is what
+`backend="reference"` runs: the same numbers in the form that does not cancel, with the gradient written out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlkd_kernels.dtypes import accumulator
+
+EPS = 1e-12  # the smallest norm that a row is divided by
+
+
+def loss(
+    h_s: Tensor,  # [N, E]
+    h_t: Tensor,  # [N, E]
+    negatives: Tensor,  # [K, E]
+    temperature: float | Tensor,
+    *,
+    fill: Tensor | None = None,  # int64 scalar: negatives from this row on are empty
+    negative_ids: Tensor | None = None,  # int64 [K]
+    token_mask: Tensor | None = None,  # bool [N]; True counts
+    token_ids: Tensor | None = None,  # int64 [N]; -1 equals nothing
+    normalize: bool = True,
+    normalize_negatives: bool = True,
+    in_batch: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Sum over the counted tokens of log(exp(l_0) + sum_k exp(l_k)) - l_0, and how many tokens count."""
+    h_t, negatives = h_t.detach().to(h_s.dtype), negatives.detach().to(h_s.dtype)
+    if normalize:
+        h_s, h_t = F.normalize(h_s, dim=-1, eps=EPS), F.normalize(h_t, dim=-1, eps=EPS)
+    if normalize_negatives:
+        negatives = F.normalize(negatives, dim=-1, eps=EPS)
+    counted = _counted(h_s, token_mask)
+    candidates, valid = _candidates(
+        h_t, negatives, fill, negative_ids, counted, token_ids, in_batch
+    )
+    positive = (h_s * h_t).sum(-1) / temperature  # [N]
+    logits = (h_s @ candidates.mT / temperature).masked_fill(~valid, -torch.inf)  # [N, K (+ N)]
+    logits = torch.cat([positive[:, None], logits], dim=1)
+    token_values = logits.logsumexp(-1) - positive
+    return token_values.masked_fill(~counted, 0).sum(), counted.sum().to(token_values.dtype)
+
+
+def forward(
+    h_s: Tensor,
+    h_t: Tensor,
+    negatives: Tensor,
+    fill: Tensor | None,
+    negative_ids: Tensor | None,
+    token_mask: Tensor | None,
+    token_ids: Tensor | None,
+    temperature: float | None,
+    temperature_tensor: Tensor | None,
+    normalize: bool,
+    normalize_negatives: bool,
+    in_batch: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss sum, count, its gradients for h_s and the temperature, and the three sums of `TokenNCEStats`."""
+    dtype = accumulator(h_s.dtype)
+    h_s, h_t, negatives = h_s.to(dtype), h_t.to(dtype), negatives.to(dtype)
+    tau = temperature if temperature_tensor is None else temperature_tensor.to(dtype)
+    norm = h_s.norm(dim=-1, keepdim=True)  # [N, 1]
+    student = h_s / norm.clamp(min=EPS) if normalize else h_s
+    teacher = F.normalize(h_t, dim=-1, eps=EPS) if normalize else h_t
+    queue = F.normalize(negatives, dim=-1, eps=EPS) if normalize_negatives else negatives
+    counted = _counted(h_s, token_mask)
+    candidates, valid = _candidates(
+        teacher, queue, fill, negative_ids, counted, token_ids, in_batch
+    )
+    positive = (student * teacher).sum(-1)  # similarities, before the temperature
+    negative = student @ candidates.mT  # [N, K (+ N)]
+    # loss = softplus(x), x = log(sum_k exp(l_k)) - l_0; no negative gives x = -inf and loss 0
+    log_odds = ((negative - positive[:, None]) / tau).masked_fill(~valid, -torch.inf)
+    x = log_odds.logsumexp(-1) if valid.shape[1] else torch.full_like(positive, -torch.inf)
+    values = x.clamp(min=0) + x.abs().neg().exp().log1p()
+    loss_sum = values.masked_fill(~counted, 0).sum()
+    stats = _stats(positive, negative, valid, counted)
+    if not with_grad:
+        empty = h_s.new_empty(0)
+        return loss_sum, counted.sum().to(dtype), empty, empty.clone(), stats
+    # softmax weight of every negative: exp(l_k - log Z), with log Z - l_0 = the token's loss
+    weights = (log_odds - values[:, None]).exp() * counted[:, None]  # [N, K (+ N)]
+    grad = (weights @ candidates - weights.sum(-1, keepdim=True) * teacher) / tau
+    if normalize:
+        grad = (grad - student * (student * grad).sum(-1, keepdim=True) * (norm > EPS)) / norm.clamp(min=EPS)
+    grad_tau = -(weights * (negative - positive[:, None])).sum() / (tau * tau)
+    return loss_sum, counted.sum().to(dtype), grad, grad_tau, stats
+
+
+def _counted(h_s: Tensor, token_mask: Tensor | None) -> Tensor:
+    return h_s.new_ones(h_s.shape[0], dtype=torch.bool) if token_mask is None else token_mask
+
+
+def _candidates(
+    teacher: Tensor,  # [N, E]
+    negatives: Tensor,  # [K, E]
+    fill: Tensor | None,
+    negative_ids: Tensor | None,
+    counted: Tensor,
+    token_ids: Tensor | None,
+    in_batch: bool,
+) -> tuple[Tensor, Tensor]:
+    """The rows that may serve as negatives and, for each token, which of them do: [K (+ N), E], bool [N, K (+ N)]."""
+    tokens, rows = teacher.shape[0], negatives.shape[0]
+    valid = torch.ones(tokens, rows, dtype=torch.bool, device=teacher.device)
+    if fill is not None:
+        valid = valid & (torch.arange(rows, device=teacher.device) < fill)
+    if token_ids is not None and negative_ids is not None:
+        valid = valid & ~_same(token_ids, negative_ids)
+    if not in_batch:
+        return negatives, valid
+    others = counted[None, :] & ~torch.eye(tokens, dtype=torch.bool, device=teacher.device)
+    if token_ids is not None:
+        others = others & ~_same(token_ids, token_ids)
+    return torch.cat([negatives, teacher]), torch.cat([valid, others], dim=1)
+
+
+def _same(ids: Tensor, others: Tensor) -> Tensor:
+    """Which pairs of ids name the same thing, [N, K]; -1 equals nothing."""
+    return (ids[:, None] == others[None, :]) & (ids[:, None] != -1)
+
+
+def _stats(positive: Tensor, negative: Tensor, valid: Tensor, counted: Tensor) -> Tensor:
+    """Sums over the counted tokens: positive similarity, mean negative similarity, positive at the top. float32 [3].
+
+    A token without negatives has mean negative similarity 0 and its positive at the top; a tie goes to the positive.
+    """
+    mean = negative.masked_fill(~valid, 0).sum(-1) / valid.sum(-1).clamp(min=1)
+    hit = ~(valid & (negative > positive[:, None])).any(-1)
+    columns = torch.stack([positive, mean, hit.to(positive.dtype)])  # [3, N]
+    return columns.masked_fill(~counted, 0).sum(-1).float()

@@ -1,0 +1,43 @@
+"""What the Triton kernels share: loading a tile, and matrix products in a stated precision.
+
+Triton's interpreter keeps bfloat16 as raw 16-bit integers and multiplies those, so under it operands are widened first.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def load_tile(
+    base, row, rows, stride_row, column, columns, stride_column, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
+    """The tile of a matrix [rows, columns] whose first element is (row, column), 0 outside the matrix."""
+    row = row + tl.arange(0, BLOCK_ROWS).to(tl.int64)
+    column = column + tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    return tl.load(base + row[:, None] * stride_row + column[None, :] * stride_column, mask=inside, other=0.0)
+
+
+@triton.jit
+def dot(a, b, accumulator):
+    """accumulator + a b, operands of one dtype, summed in float32. float32 operands are not rounded to TF32."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, accumulator, input_precision="ieee")
+
+
+@triton.jit
+def weighted_dot(weights, values, accumulator, dtype: tl.constexpr):
+    """accumulator + weights values, with float32 weights that may be far smaller than float16 can hold.
+
+    bfloat16 products round the weights to bfloat16. float16 ones take TF32 instead, which has float16's mantissa and
+    float32's range: the values are exact in it and the weights keep 11 bits.
+    """
+    if dtype == tl.float16 and not INTERPRETED:
+        return tl.dot(weights, values.to(tl.float32), accumulator, input_precision="tf32")
+    return dot(weights.to(dtype), values.to(dtype), accumulator)
