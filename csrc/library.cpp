@@ -1,8 +1,8 @@
 // Every operator's schema on one page, and the Python module that tells how this library was built.
 //
 // Legend: B batch, H heads, L queries, M keys, D head width, N tokens, E embedding width, K queue rows.
-// `loss_sum` and `count` are 0-d, float32 (float64 for float64 inputs); gradients are those of `loss_sum`, not normalised,
-// of the same type, and empty when `with_grad` is false.
+// `loss_sum` and `count` are 0-d, float32 (float64 for float64 inputs); gradients are those of `loss_sum`, not
+// normalised, of the same type, and empty when `with_grad` is false.
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -19,7 +19,7 @@ TORCH_LIBRARY(vlkd, m) {
       "Tensor? attn_mask, Tensor? query_mask, bool is_causal, str distance, bool with_grad) "
       "-> (Tensor loss_sum, Tensor count, Tensor grad_q, Tensor grad_k)");
 
-  // h_s, h_t [N, E], negatives [K, E], fill int64 0-d, negative_ids int64 [K], token_mask bool [N], token_ids int64 [N].
+  // h_s, h_t [N, E], negatives [K, E], fill int64 0-d, negative_ids int64 [K]; token_mask bool and token_ids int64 [N].
   // Exactly one of `temperature` and `temperature_tensor` (0-d) is given. grad_h [N, E], grad_temperature 0-d;
   // stats float32 [3]: sums over counted tokens of positive similarity, mean negative similarity and top-1 hits.
   m.def(

@@ -151,15 +151,12 @@ def _command_line() -> str:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence and status 2, an interruption one sentence and status 130."""
+    """Entry point: a user's mistake is one sentence and status 2, without a traceback."""
     try:
         app()
     except VlkdError as error:
         typer.echo(f"vlkd: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("vlkd: interrupted; the same command resumes.", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

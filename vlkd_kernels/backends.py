@@ -18,7 +18,7 @@ OPS = ("attention_mse", "token_nce", "ring_queue")
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 _PREFERENCE = {"cpu": ("cpu", "reference", "triton", "cuda")}  # on a CPU, Triton's interpreter is for tests alone
 _MINIMUM_CAPABILITY = (8, 0)  # bfloat16 matrix instructions
-_WIDEST_HEAD = 256  # of Triton: a row of the gradient is held in registers
+WIDEST_HEAD = 256  # of Triton: a row of the gradient is held in registers
 
 
 class BackendError(RuntimeError):
@@ -34,7 +34,7 @@ class BackendStatus(NamedTuple):
 
 
 def explain_backend(
-    op: str, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32, width: int = 1
+    op: str, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32, wide: bool = False
 ) -> list[BackendStatus]:
     """Every backend's status for an op, in the order of preference: `backend=None` runs the first available one.
 
@@ -42,12 +42,12 @@ def explain_backend(
         op: "attention_mse", "token_nce" or "ring_queue".
         device: where the tensors are; the GPU if there is one, else the CPU.
         dtype: what the op computes in.
-        width: the widest of the head widths, for "attention_mse".
+        wide: whether a head of "attention_mse" is wider than `WIDEST_HEAD`.
     """
     if op not in OPS:
         raise ValueError(f"explain_backend: op must be one of {', '.join(map(repr, OPS))}, got {op!r}.")
     kind = _default_device() if device is None else torch.device(device).type
-    return [BackendStatus(name, *_status(op, name, kind, dtype, width)) for name in _PREFERENCE.get(kind, BACKENDS)]
+    return [BackendStatus(name, *_status(op, name, kind, dtype, wide)) for name in _PREFERENCE.get(kind, BACKENDS)]
 
 
 def available_backends(
@@ -55,15 +55,15 @@ def available_backends(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
-    width: int = 1,
+    wide: bool = False,
 ) -> tuple[str, ...]:
     """The names of the backends that can run an op here, the preferred one first; arguments as in `explain_backend`."""
-    statuses = explain_backend(op, device=device, dtype=dtype, width=width)
+    statuses = explain_backend(op, device=device, dtype=dtype, wide=wide)
     return tuple(status.backend for status in statuses if status.available)
 
 
 @torch.compiler.assume_constant_result
-def choose(op: str, backend: str | None, device: str, dtype: torch.dtype, width: int = 1) -> str:
+def choose(op: str, backend: str | None, device: str, dtype: torch.dtype, wide: bool = False) -> str:
     """The backend that runs a call.
 
     Args:
@@ -71,27 +71,27 @@ def choose(op: str, backend: str | None, device: str, dtype: torch.dtype, width:
         backend: a name, which is run or refused, or None for the first available one.
         device: the device type of the tensors.
         dtype: what the op computes in.
-        width: the widest of the head widths, for "attention_mse".
+        wide: whether a head of "attention_mse" is wider than `WIDEST_HEAD`.
 
     Raises:
         ValueError: there is no backend of that name.
         BackendError: the named backend cannot run this call.
     """
     if backend is None:
-        return available_backends(op, device=device, dtype=dtype, width=width)[0]
+        return available_backends(op, device=device, dtype=dtype, wide=wide)[0]
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend must be None or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}.")
-    available, reason = _status(op, backend, device, dtype, width)
+    available, reason = _status(op, backend, device, dtype, wide)
     if not available:
         raise BackendError(f"{op}: backend {backend!r} cannot run this call: {reason}.")
     return backend
 
 
-def _status(op: str, backend: str, device: str, dtype: torch.dtype, width: int) -> tuple[bool, str]:
+def _status(op: str, backend: str, device: str, dtype: torch.dtype, wide: bool) -> tuple[bool, str]:
     if backend == "reference":
         return True, "plain PyTorch, runs on every device"
     if backend == "triton":
-        return _triton_status(op, device, dtype, width)
+        return _triton_status(op, device, dtype, wide)
     if device != backend:
         return False, f"it takes {backend} tensors, got {device} tensors"
     if extension.load() is None:
@@ -108,15 +108,15 @@ _SCHEMAS = {
 }
 
 
-def _triton_status(op: str, device: str, dtype: torch.dtype, width: int) -> tuple[bool, str]:
+def _triton_status(op: str, device: str, dtype: torch.dtype, wide: bool) -> tuple[bool, str]:
     if op == "ring_queue":
         return False, "there is no Triton kernel for it"
     if importlib.util.find_spec("triton") is None:
         return False, "triton is not installed; install it with `pip install triton`"
     if dtype == torch.float64:
         return False, "it computes in float16, bfloat16 or float32, got float64"
-    if op == "attention_mse" and width > _WIDEST_HEAD:
-        return False, f"it takes head widths up to {_WIDEST_HEAD}, got {width}"
+    if wide:
+        return False, f"it takes head widths up to {WIDEST_HEAD}, got a wider one"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device == "cpu":
         if interpreted:

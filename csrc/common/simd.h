@@ -24,8 +24,8 @@ VLKD_INLINE double exp(double x) {
   return std::exp(x);
 }
 
-// e^x for x <= 88, within 1 unit in the last place (0.98 at worst over [-87.3, 0], against float64); 0 below -87.3, also
-// for -infinity, and NaN for NaN. The polynomial is Cephes'. Branch-free, because a call to std::exp stops vectorisation.
+// e^x for x <= 88, within 1 unit in the last place (0.98 at worst over [-87.3, 0], against float64); 0 below -87.3,
+// also for -infinity, and NaN for NaN. The polynomial is Cephes'. Branch-free, because a call stops vectorisation.
 VLKD_INLINE float exp(float x) {
   constexpr float kLowest = -87.3f;
   constexpr float kLog2e = 1.44269504f;

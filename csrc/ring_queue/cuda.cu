@@ -1,9 +1,9 @@
-// ring_enqueue_ on the GPU, in two launches and without asking the host: shapes are fixed by the arguments, how many rows
-// the mask lets through stays on the device, so that the call can be captured in a graph.
+// ring_enqueue_ on the GPU, in two launches and without asking the host: shapes are fixed by the arguments, and the
+// number of rows that the mask lets through stays on the device, so that the call can be captured in a graph.
 //
 // Legend: K queue rows, E embedding width, N new rows.
-// `plan` (one block) counts the masked rows by a prefix sum, gives every new row its slot (or none) and moves head and fill;
-// `write` (a warp a row) converts, normalises and stores. Slots are distinct, so the order of the warps does not matter.
+// `plan` (one block) counts the masked rows by a prefix sum, gives each new row its slot (or none), moves head, fill;
+// `write` (a warp a row) converts, normalises and stores. Slots are distinct, so the warps' order does not matter.
 
 #include "ring_queue.h"
 
@@ -27,7 +27,7 @@ constexpr int64_t kMostBlocks = 1 << 16;
 constexpr int64_t kNoSlot = -1;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
-// The sum of `value` over the threads before this one; `total` gets the sum over all. Every thread of the block calls it.
+// The sum of `value` over the threads before this one; `total` gets that over all. Every thread of the block calls it.
 __device__ int64_t exclusive_block_sum(int64_t value, int64_t& total) {
   __shared__ int64_t warp_sums[kPlanThreads / kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

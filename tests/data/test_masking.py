@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from vlkd.data.masking import IGNORED, TokenIds, mask_caption, mask_tokens
+from vlkd.recipes import Text
 
 PAD, UNKNOWN, CLS, SEP, MASK = range(5)
 TOKENS = TokenIds(PAD, CLS, SEP, MASK, ordinary=np.arange(5, 1000))
+PRETRAINING = partial(mask_tokens, rate=Text().masking)
+CAPTIONING = partial(mask_caption, rate=Text().masking, most=Text().caption_masked)
 SENTENCE = np.array([CLS, *range(100, 118), SEP])  # 20 tokens
 
 
@@ -17,7 +22,7 @@ def draw_many(mask, ids: np.ndarray, times: int = 4000) -> tuple[np.ndarray, np.
     return np.stack([hidden for hidden, _ in pairs]), np.stack([labels for _, labels in pairs])
 
 
-@pytest.mark.parametrize("mask", [mask_tokens, mask_caption])
+@pytest.mark.parametrize("mask", [PRETRAINING, CAPTIONING])
 def test_labels_are_the_original_tokens_and_the_rest_is_untouched(mask) -> None:
     hidden, labels = draw_many(mask, SENTENCE, 200)
     chosen = labels != IGNORED
@@ -27,7 +32,7 @@ def test_labels_are_the_original_tokens_and_the_rest_is_untouched(mask) -> None:
 
 
 def test_pretraining_hides_15_percent_and_no_special_token() -> None:
-    _, labels = draw_many(mask_tokens, SENTENCE)
+    _, labels = draw_many(PRETRAINING, SENTENCE)
     chosen = labels != IGNORED
     assert not chosen[:, 0].any() and not chosen[:, -1].any()
     # 72,000 independent draws: the standard error of the rate is 0.0013.
@@ -38,19 +43,19 @@ def test_pretraining_hides_15_percent_and_no_special_token() -> None:
 @pytest.mark.parametrize(("length", "count"), [(2, 1), (5, 1), (10, 2), (17, 3), (40, 3)])
 def test_captioning_hides_15_percent_but_at_least_1_and_at_most_3(length: int, count: int) -> None:
     caption = np.array([CLS, *range(100, 98 + length), SEP])
-    _, labels = draw_many(mask_caption, caption, 100)
+    _, labels = draw_many(CAPTIONING, caption, 100)
     assert ((labels != IGNORED).sum(axis=1) == count).all()
 
 
 def test_captioning_hides_the_end_as_often_as_a_word_and_never_the_start() -> None:
-    _, labels = draw_many(mask_caption, SENTENCE)
+    _, labels = draw_many(CAPTIONING, SENTENCE)
     rates = (labels != IGNORED).mean(axis=0)
     assert rates[0] == 0
     assert rates[1:] == pytest.approx(3 / 19, abs=0.03)  # standard error 0.006
 
 
 def test_chosen_tokens_become_mask_random_or_themselves() -> None:
-    hidden, labels = draw_many(mask_tokens, SENTENCE)
+    hidden, labels = draw_many(PRETRAINING, SENTENCE)
     now, before = hidden[labels != IGNORED], labels[labels != IGNORED]
     # About 10,800 chosen tokens: standard errors below 0.004.
     assert (now == MASK).mean() == pytest.approx(0.8, abs=0.016)

@@ -125,6 +125,17 @@ class AnswerVocabulary:
             target[index] = 1.0
         return target
 
+    def log_odds(self, corpus: Corpus) -> np.ndarray:
+        """log(p / (1 - p)) of each answer among the questions of ``corpus``, float32 [A]; counts are smoothed by 1/2.
+
+        A classifier whose bias starts here begins as the best guess without question and picture. From a bias of 0,
+        binary cross-entropy over many answers first pushes all of them down, and saturates the pooler on its way.
+        """
+        given = Counter(question.answer for asked in corpus.questions for question in asked)
+        counts = np.array([given[answer] for answer in self.answers]) + 0.5
+        share = counts / (sum(given.values()) + 1)
+        return np.log(share / (1 - share)).astype(np.float32)
+
     def save(self, path: Path | str) -> None:
         """Write the answers as a JSON list."""
         write_atomically(Path(path), json.dumps(self.answers, indent=2) + "\n")

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that no loss counts; PyTorch's and transformers' convention."""
 
-MASKING_RATE = 0.15
 MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stays as it is
-MOST_MASKED_IN_A_CAPTION = 3  # Oscar
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,10 @@ class TokenIds:
         return cls(special["pad_token"], special["cls_token"], special["sep_token"], special["mask_token"], ordinary)
 
 
-def mask_tokens(ids: np.ndarray, rng: np.random.Generator, tokens: TokenIds) -> tuple[np.ndarray, np.ndarray]:
-    """Pre-training: each token but [CLS] and [SEP] is chosen with probability 15 %.
+def mask_tokens(
+    ids: np.ndarray, rng: np.random.Generator, tokens: TokenIds, rate: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pre-training: each token but [CLS] and [SEP] is chosen with probability ``rate``.
 
     Args:
         ids: int64 [n].
@@ -50,17 +50,19 @@ def mask_tokens(ids: np.ndarray, rng: np.random.Generator, tokens: TokenIds) -> 
         The ids with replacements and the labels, both int64 [n].
     """
     ordinary = (ids != tokens.cls) & (ids != tokens.sep)
-    chosen = np.flatnonzero((rng.random(len(ids)) < MASKING_RATE) & ordinary)
+    chosen = np.flatnonzero((rng.random(len(ids)) < rate) & ordinary)
     return _hide(ids, chosen, rng, tokens)
 
 
-def mask_caption(ids: np.ndarray, rng: np.random.Generator, tokens: TokenIds) -> tuple[np.ndarray, np.ndarray]:
-    """Captioning (Oscar): 15 % of the caption's tokens, at least 1 and at most 3; [SEP] may be chosen, [CLS] not.
+def mask_caption(
+    ids: np.ndarray, rng: np.random.Generator, tokens: TokenIds, rate: float, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Captioning (Oscar): ``rate`` of the caption's tokens, at least 1 and at most ``most``; [SEP] may be chosen, [CLS] not.
 
     [SEP] has to be learned because it ends a generated caption. Arguments and result as in :func:`mask_tokens`; the
     caption starts with [CLS].
     """
-    count = min(max(round(MASKING_RATE * len(ids)), 1), MOST_MASKED_IN_A_CAPTION)
+    count = min(max(round(rate * len(ids)), 1), most)
     chosen = np.sort(rng.choice(np.arange(1, len(ids)), size=min(count, len(ids) - 1), replace=False))
     return _hide(ids, chosen, rng, tokens)
 

@@ -54,6 +54,7 @@ class _TaskSet(Dataset[Sample]):
         self.condition: Condition = condition
         self.collator = Collator(tokenizer, text, view, source, self.task)
         self._tokens = TokenIds.of(tokenizer)
+        self._rate, self._most_masked = text.masking, text.caption_masked
         shown = another_picture(len(corpus)) if condition == "other" else np.arange(len(corpus))
         self._shown = [corpus.keys[index] for index in shown]
         self._tags = self._tag_ids(source.tags(self._shown, view))
@@ -115,9 +116,9 @@ class PretrainingSet(_TaskSet):
         matched = bool(rng.random() >= self.mismatched)
         source = index if matched else (index + int(rng.integers(1, len(self)))) % len(self)
         captions = self._captions[source]
-        text, text_labels = mask_tokens(captions[rng.integers(len(captions))], rng, self._tokens)
+        text, text_labels = mask_tokens(captions[rng.integers(len(captions))], rng, self._tokens, self._rate)
         picture = self._picture(index)
-        picture["tags"], tags_labels = mask_tokens(picture["tags"], rng, self._tokens)
+        picture["tags"], tags_labels = mask_tokens(picture["tags"], rng, self._tokens, self._rate)
         return Sample(**picture, text=text, text_labels=text_labels, tags_labels=tags_labels, matched=matched)
 
 
@@ -136,7 +137,8 @@ class CaptioningSet(_TaskSet):
     def __getitem__(self, index: int) -> Sample:
         rng = self._rng(index)
         captions = self._captions[index]
-        text, labels = mask_caption(captions[rng.integers(len(captions))], rng, self._tokens)
+        caption = captions[rng.integers(len(captions))]
+        text, labels = mask_caption(caption, rng, self._tokens, self._rate, self._most_masked)
         return Sample(**self._picture(index), text=text, text_labels=labels)
 
     def prompts(self, indices: Sequence[int]) -> Batch:

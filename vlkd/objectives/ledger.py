@@ -91,15 +91,17 @@ class Ledger:
             self._warn_if_dwarfing(shares)
         return row
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint between two rows must keep."""
-        raw = torch.zeros(len(self.names), dtype=torch.float64) if self._raw is None else self._raw.cpu()
+    def state_dict(self, reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> dict[str, Tensor]:
+        """What a checkpoint between two rows must keep, of all ranks together."""
+        raw = torch.zeros(len(self.names), dtype=torch.float64) if self._raw is None else reduce(self._raw).cpu()
         return {"raw": raw, "steps": torch.tensor(self._steps), "dwarfing": torch.tensor(self._dwarfing)}
 
-    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device, rank: int = 0) -> None:
+        """Take up what :meth:`state_dict` kept; rank 0 holds the sum of all ranks."""
         self._steps = int(state["steps"])
         self._dwarfing = int(state["dwarfing"])
-        self._raw = state["raw"].to(device) if self._steps else None
+        raw = state["raw"].to(device)
+        self._raw = None if not self._steps else raw if rank == 0 else torch.zeros_like(raw)
 
     def _warn_if_not_finite(self, name: str, value: float) -> None:
         if math.isfinite(value) or name in self._told:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -10,10 +9,10 @@ from rich.console import Console
 from vlkd.pipeline.examine import candidates, examine_all
 from vlkd.pipeline.method import train_all
 from vlkd.pipeline.prepare import prepare
-from vlkd.pipeline.tell import report_data, validation_rows
+from vlkd.pipeline.tell import report_data
 from vlkd.recipes import Recipe
 from vlkd.report.page import write_page
-from vlkd.report.results import results_dict, write_results
+from vlkd.report.results import write_results
 from vlkd.report.tables import terminal_table
 from vlkd.runs import Run
 

@@ -46,6 +46,7 @@ def report_data(
     return ReportData(
         title=f"Distilling a visual-linguistic student: {recipe.name}, seed {recipe.seed}",
         rows=tuple(_row(row, test[row.name]) for row in rows),
+        validation=tuple(_row(row, found["validation"][row.name]) for row in rows),
         detectors=prepared.ap50,
         test_pictures=len(corpus),
         test_questions=sum(len(questions) for questions in corpus.questions),
@@ -64,12 +65,6 @@ def report_data(
     )
 
 
-def validation_rows(rows: list[Candidate], found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The same scores on the validation split, for results.json."""
-    made = [_row(row, found["validation"][row.name]) for row in rows]
-    return [{"model": row.name, "captioning": row.captioning, "vqa": row.vqa} for row in made]
-
-
 def _row(row: Candidate, examined: dict[str, Any]) -> ModelRow:
     scores = {
         task: {condition: result["scores"] for condition, result in examined[task].items()}
@@ -83,8 +78,8 @@ def _compare(test: dict[str, Any], first: str, second: str) -> list[Comparison]:
     answers = [test[name]["vqa"]["picture"]["accuracy_per_picture"] for name in (first, second)]
     asked = test[first]["vqa"]["picture"]["questions_per_picture"]
     return [
-        Comparison("CIDEr", first, second, paired_bootstrap(*captions)),
-        Comparison("VQA accuracy", first, second, paired_bootstrap(*answers, asked)),
+        Comparison("CIDEr", first, second, paired_bootstrap(captions[0], captions[1])),
+        Comparison("VQA accuracy", first, second, paired_bootstrap(answers[0], answers[1], asked)),
     ]
 
 

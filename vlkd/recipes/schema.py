@@ -48,6 +48,8 @@ class Text(_Section):
     caption: int = Field(24, ge=4, description="[CLS] + caption + [SEP] (Oscar: 40)")
     question: int = Field(20, ge=4)
     tags: int = Field(16, ge=1, description="tags + [SEP] (Oscar: 30)")
+    masking: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are masked")
+    caption_masked: int = Field(3, ge=1, description="most tokens masked in a caption when captioning (Oscar: 3)")
 
 
 class Encoder(_Section):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlkd.report.story import ReportData
+from vlkd.report.story import ModelRow, ReportData
 from vlkd.runs import write_atomically
 
 
@@ -20,16 +20,8 @@ def results_dict(story: ReportData) -> dict[str, Any]:
         "test_pictures": story.test_pictures,
         "test_questions": story.test_questions,
         "detectors_ap50": dict(story.detectors),
-        "rows": [
-            {
-                "model": row.name,
-                "parameters": row.parameters,
-                "captioning": {condition: dict(scores) for condition, scores in row.captioning.items()},
-                "vqa": {condition: dict(scores) for condition, scores in row.vqa.items()},
-                "note": row.note,
-            }
-            for row in story.rows
-        ],
+        "rows": [_row(row) for row in story.rows],
+        "validation": [_row(row) for row in story.validation],
         "comparisons": [asdict(comparison) for comparison in story.comparisons],
         "stages": [
             {
@@ -45,6 +37,16 @@ def results_dict(story: ReportData) -> dict[str, Any]:
         "tokenisation": story.tokenisation,
         "versions": dict(story.versions),
         "settings": dict(story.settings),
+    }
+
+
+def _row(row: ModelRow) -> dict[str, Any]:
+    return {
+        "model": row.name,
+        "parameters": row.parameters,
+        "captioning": {condition: dict(scores) for condition, scores in row.captioning.items()},
+        "vqa": {condition: dict(scores) for condition, scores in row.vqa.items()},
+        "note": row.note,
     }
 
 

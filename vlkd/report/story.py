@@ -100,6 +100,7 @@ class ReportData:
     test_pictures: int
     test_questions: int
     seed: int
+    validation: tuple[ModelRow, ...] = ()  # the same models on the validation split, on which settings are chosen
     comparisons: tuple[Comparison, ...] = ()  # first those of distillation: they head the page
     stages: tuple[StageRecord, ...] = ()
     samples: tuple[Sample, ...] = ()

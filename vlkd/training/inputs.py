@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from vlkd.data import AnswerVocabulary, CaptioningSet, Corpus, PretrainingSet, RegionStore, VQASet
@@ -31,6 +32,7 @@ class StageInputs:
         vocab_size: of the tokenizer.
         num_answers: of the answer vocabulary, 0 without questions.
         fingerprint: names all of it, for :class:`vlkd.runs.Run`.
+        answer_log_odds: [A], of each answer among the training questions; where a VQA head's bias starts.
     """
 
     samples: EpochSet
@@ -39,6 +41,7 @@ class StageInputs:
     vocab_size: int
     num_answers: int
     fingerprint: str
+    answer_log_odds: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,12 @@ class StageData:
     def inputs(self, recipe: Recipe, stage: Stage) -> StageInputs:
         """The training samples of ``stage``."""
         common = (self.corpora["train"], self.store, self.tokenizer, recipe.text, stage.view)
-        num_answers = 0
+        num_answers, log_odds = 0, None
         if stage.task == "vqa":
             answers = AnswerVocabulary.of_corpus(self.corpora["train"])
             num_answers = len(answers)
             samples = VQASet(*common, seed=self.seed, answers=answers)
+            log_odds = torch.from_numpy(answers.log_odds(self.corpora["train"]))
         else:
             kind = {"pretraining": PretrainingSet, "captioning": CaptioningSet}[stage.task]
             samples = kind(*common, seed=self.seed)
@@ -75,6 +79,7 @@ class StageData:
             len(self.tokenizer),
             num_answers,
             self.fingerprint,
+            log_odds,
         )
 
     @cached_property

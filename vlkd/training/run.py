@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,6 +61,7 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
     if run.finished:
         return folder / MODEL
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
+    began = time.monotonic()
     trainer = build_trainer(folder, recipe, stage, inputs, seed)
     for callback in _tensorboard(folder, checkpoint):
         trainer.add_callback(callback)
@@ -67,7 +69,8 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
     if state.is_main_process:
         model = trainer.trained.model
         _save_whole(model, folder / MODEL)
-        run.finish(steps=stage.schedule.steps, parameters=model.num_parameters())
+        seconds = time.monotonic() - began
+        run.finish(steps=stage.schedule.steps, parameters=model.num_parameters(), seconds=seconds)
     state.wait_for_everyone()
     return folder / MODEL
 
@@ -112,14 +115,19 @@ def build_trainer(folder: Path, recipe: Recipe, stage: Stage, inputs: StageInput
 def _build_model(recipe: Recipe, stage: Stage, inputs: StageInputs) -> PreTrainedModel:
     model_class = _CLASSES[stage.task]
     if stage.start is not None:
-        return start_from(model_class, stage.start, num_answers=inputs.num_answers)
-    return build_encoder(
-        stage.encoder(recipe),
-        inputs.region_dims[stage.role],
-        inputs.vocab_size,
-        model_class=model_class,
-        num_answers=inputs.num_answers,
-    )
+        model = start_from(model_class, stage.start, num_answers=inputs.num_answers)
+    else:
+        model = build_encoder(
+            stage.encoder(recipe),
+            inputs.region_dims[stage.role],
+            inputs.vocab_size,
+            model_class=model_class,
+            num_answers=inputs.num_answers,
+        )
+    if isinstance(model, VLForVQA) and inputs.answer_log_odds is not None:
+        with torch.no_grad():
+            model.classifier.bias.copy_(inputs.answer_log_odds)
+    return model
 
 
 def _load_teacher(

@@ -65,7 +65,7 @@ class MethodTrainer(Trainer):
         self._weights = torch.tensor(list(method.weights.values()), device=arguments.device)  # [terms]
         self._feed = self._make_feed(method.queue, queue_tokens) if method.queue is not None else None
         self._row_began: tuple[float, int] | None = None  # seconds and step at which the next row of metrics begins
-        self._saving = False
+        self._memory: dict[str, Tensor] | None = None  # what a checkpoint adds to the model, while one is being saved
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one micro-batch; ``num_items_in_batch`` [terms] counts the whole step's rows."""
@@ -143,31 +143,31 @@ class MethodTrainer(Trainer):
         if self.args.should_save:
             discard_partial(self.checkpoints)
         self.accelerator.wait_for_everyone()
-        self._saving = True
+        self._memory = with_prefix("ledger", self.ledger.state_dict(self._reduce))
+        if self.method.queue is not None:
+            self._memory |= with_prefix("queue", self.method.queue.state_dict())
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self._saving = False
+            self._memory = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             publish(self.checkpoints, f"checkpoint-{self.state.global_step}")
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self.checkpoints / PARTIAL if self._saving else self.checkpoints)
+        return str(self.checkpoints if self._memory is None else self.checkpoints / PARTIAL)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir) if output_dir else self.checkpoints
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.trained, str(folder / _MODEL))
-        memory = with_prefix("ledger", self.ledger.state_dict())
-        if self.method.queue is not None:
-            memory |= with_prefix("queue", self.method.queue.state_dict())
-        save_file(memory, folder / _MEMORY)
+        save_file(self._memory or {}, folder / _MEMORY)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         load_model(self.trained, folder / _MODEL)
         memory = load_file(folder / _MEMORY)
-        self.ledger.load_state_dict(without_prefix("ledger", memory), self.args.device)
+        ledger = without_prefix("ledger", memory)
+        self.ledger.load_state_dict(ledger, self.args.device, self.accelerator.process_index)
         if self.method.queue is not None:
             self.method.queue.load_state_dict(without_prefix("queue", memory))

@@ -77,8 +77,8 @@ def attention_mse(
     if attn_mask is not None:  # four dimensions, not expanded
         attn_mask = attn_mask[(None,) * (4 - attn_mask.ndim)]
     dtype = compute_dtype(q_s)
-    width = max(int(q_s.shape[3]), int(q_t.shape[3]))
-    chosen = backends.choose(_OP, backend, q_s.device.type, dtype, width)
+    wide = any(x.shape[3] > backends.WIDEST_HEAD for x in (q_s, q_t))
+    chosen = backends.choose(_OP, backend, q_s.device.type, dtype, wide)
     with_grad = wants_gradient(q_s, k_s)
     forward = _nothing if 0 in (*q_s.shape, k_s.shape[2]) else _forward(chosen)
     with torch.no_grad(), without_autocast(q_s):

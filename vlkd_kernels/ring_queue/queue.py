@@ -89,8 +89,8 @@ class RingQueue(nn.Module):
             self.head,
             self.fill,
             rows.flatten(0, -2),
-            mask.flatten() if mask is not None else None,
-            ids.flatten() if ids is not None else None,
+            mask.flatten().contiguous() if mask is not None else None,
+            ids.flatten().contiguous() if ids is not None else None,
             self.normalize,
         )
 

@@ -1,0 +1,82 @@
+"""Every Triton kernel, compiled for GPUs that are not here; see benchmarks/static_table.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes a block may have
+PRODUCTS = ("rows", "keys", "similarity", "gradient")  # kernels with a matrix product
+TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
+
+Table = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "static_table.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, Any]:
+    """The quick part, compiled now, by a process in which Triton's interpreter is off."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.static_table"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(params=["compiled", "committed"])
+def kernels(request: pytest.FixtureRequest) -> Table:
+    return request.getfixturevalue(request.param)["kernels"]
+
+
+def test_the_quick_part_holds_every_kernel_on_every_architecture(compiled: dict[str, Any]) -> None:
+    names = {tuple(key.split("/")[i] for i in (0, -2, -1)) for key in compiled["kernels"]}
+    kernels = {
+        "attention_mse": ("rows", "keys"),
+        "token_nce": ("norms", "positives", "similarity", "softmax", "gradient", "finish"),
+    }
+    assert names == {(op, kernel, sm) for op, ks in kernels.items() for kernel in ks for sm in SHARED_MEMORY}
+
+
+def test_nothing_spills(kernels: Table) -> None:
+    assert {key: row["stack"] for key, row in kernels.items() if row["stack"]} == {}
+
+
+def test_shared_memory_fits(kernels: Table) -> None:
+    assert all(row["shared"] <= SHARED_MEMORY[key.rsplit("/", 1)[1]] for key, row in kernels.items())
+
+
+def test_half_precision_products_run_on_the_tensor_cores(kernels: Table) -> None:
+    for key, row in kernels.items():
+        parts = key.split("/")
+        if parts[1] != "float32" and parts[-2] in PRODUCTS:
+            assert TENSOR_CORES[parts[-1]] in row["instructions"], key
+
+
+def test_float32_products_are_not_rounded_to_tf32(kernels: Table) -> None:
+    """float16's only TF32 products are those with weights that float16 cannot hold."""
+    for key, row in kernels.items():
+        parts = key.split("/")
+        if parts[-2] in PRODUCTS:
+            weighted = parts[1] == "float16" and parts[-2] != "similarity"
+            assert ("tf32" in row["precisions"]) == weighted, key
+            assert row["precisions"] and set(row["precisions"]) <= {"ieee", "tf32"}, key
+
+
+def test_the_committed_table_is_up_to_date(compiled: dict[str, Any], committed: dict[str, Any]) -> None:
+    if compiled["triton"] != committed["triton"]:
+        pytest.skip(f"the table is of Triton {committed['triton']}, this is {compiled['triton']}")
+    stale = {key for key, row in compiled["kernels"].items() if committed["kernels"].get(key) != row}
+    assert not stale, "run `python -m benchmarks.static_table --write`"

@@ -1,0 +1,58 @@
+"""Which backend is picked, and what is said of the others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlkd_kernels import available_backends, explain_backend, extension
+from vlkd_kernels.backends import BACKENDS, OPS, choose
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_every_backend_is_explained(op: str, device: str) -> None:
+    statuses = explain_backend(op, device=device)
+    assert sorted(status.backend for status in statuses) == sorted(BACKENDS)
+    assert all(status.reason for status in statuses)
+    assert "reference" in available_backends(op, device=device)
+
+
+def test_none_picks_the_first_available() -> None:
+    expected = "cpu" if extension.load() is not None else "reference"
+    for op in OPS:
+        assert choose(op, None, "cpu", torch.float32) == expected == available_backends(op, device="cpu")[0]
+    assert choose("attention_mse", None, "mps", torch.float32) == "reference"
+
+
+def test_without_the_extension_the_library_works_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "load", lambda: None)
+    monkeypatch.setattr(extension, "why_not", lambda: "it is not built")
+    assert choose("token_nce", None, "cpu", torch.float32) == "reference"
+    reasons = {status.backend: status.reason for status in explain_backend("token_nce", device="cpu")}
+    assert reasons["cpu"] == "the compiled extension is not loaded: it is not built"
+
+
+def test_an_unknown_op_is_refused() -> None:
+    with pytest.raises(ValueError, match="op must be one of 'attention_mse', 'token_nce', 'ring_queue', got 'softmax'"):
+        explain_backend("softmax")
+
+
+def test_imports() -> None:
+    """Importing loads neither kernels nor the extension; no part needs the training package or its libraries."""
+    code = """
+import sys
+import vlkd_kernels
+print([name for name in ("vlkd_kernels._C", "vlkd_kernels.triton_tiles") if name in sys.modules])
+import vlkd_kernels.attention_mse.reference, vlkd_kernels.attention_mse.triton
+import vlkd_kernels.token_nce.reference, vlkd_kernels.token_nce.triton
+vlkd_kernels.build_info()
+print(sorted({name.split(".")[0] for name in sys.modules} & {"vlkd", "transformers", "torchvision", "datasets"}))
+"""
+    root = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["[]", "[]"]

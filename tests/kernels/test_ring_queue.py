@@ -1,0 +1,83 @@
+"""`RingQueue` against a Python list."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from vlkd_kernels import RingQueue, available_backends
+
+BACKENDS = [name for name in available_backends("ring_queue") if name != "triton"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25, deadline=None)
+@given(size=st.integers(0, 7), counts=st.lists(st.integers(0, 17), max_size=5), seed=st.integers(0, 99))
+def test_it_keeps_the_last_rows_in_order(backend: str, size: int, counts: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ring = RingQueue(3, size, normalize=False)
+    slots: list[tuple[list[float], int]] = [([0.0] * 3, -1)] * size
+    written = 0
+    for count in counts:
+        rows = torch.randn(count, 3, generator=generator)
+        mask = torch.rand(count, generator=generator) < 0.7
+        ids = torch.randint(-1, 50, (count,), generator=generator)
+        ring.enqueue_(rows, mask=mask, ids=ids, backend=backend)
+        for row, keep, name in zip(rows.tolist(), mask.tolist(), ids.tolist(), strict=True):
+            if keep and size:
+                slots[written % size] = (row, name)
+                written += 1
+    assert ring.rows.tolist() == [row for row, _ in slots]
+    assert ring.ids.tolist() == [name for _, name in slots]
+    assert ring.head.item() == (written % size if size else 0)
+    assert ring.fill.item() == min(written, size)
+    assert ring.valid.sum().item() == ring.fill.item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_are_normalised_on_the_way_in(backend: str, dtype: torch.dtype) -> None:
+    ring = RingQueue(16, 8, dtype=dtype)
+    rows = torch.randn(2, 3, 16) * 100
+    rows[0, 0] = 0
+    ring.enqueue_(rows, backend=backend)
+    expected = F.normalize(rows.flatten(0, 1), dim=-1).to(dtype)
+    torch.testing.assert_close(ring.rows[:6], expected)
+    assert not ring.rows[6:].any() and ring.ids.tolist() == [-1] * 8
+
+
+def test_a_checkpoint_restores_everything() -> None:
+    ring = RingQueue(4, 5)
+    ring.enqueue_(torch.randn(7, 4), ids=torch.arange(7))
+    stored = io.BytesIO()
+    torch.save(ring.state_dict(), stored)
+    stored.seek(0)
+    twin = RingQueue(4, 5)
+    twin.load_state_dict(torch.load(stored, weights_only=True))
+    more = torch.randn(3, 4)
+    for queue in (ring, twin):
+        queue.enqueue_(more)
+    assert all(torch.equal(a, b) for a, b in zip(ring.buffers(), twin.buffers(), strict=True))
+    assert len(list(ring.parameters())) == 0 and len(ring.state_dict()) == 4
+
+
+def test_writing_after_the_loss_does_not_change_its_gradient() -> None:
+    from vlkd_kernels import token_nce
+
+    ring, h = RingQueue(4, 5), torch.randn(6, 4, requires_grad=True)
+    ring.enqueue_(torch.randn(5, 4))
+    loss = token_nce(h, torch.randn(6, 4), ring)
+    before = torch.autograd.grad(loss, h, retain_graph=True)[0]
+    ring.enqueue_(torch.randn(5, 4))
+    assert torch.equal(before, torch.autograd.grad(loss, h)[0])
+
+
+def test_rows_that_need_a_gradient_are_stored_without_one() -> None:
+    ring = RingQueue(4, 5)
+    ring.enqueue_(torch.randn(2, 4, requires_grad=True))
+    assert not ring.rows.requires_grad
