@@ -1,6 +1,6 @@
 """Turns stored measurements into a Markdown table.
 
-    python -m benchmarks.table [FILE ...]        every file of benchmarks/results/ if none is named
+python -m benchmarks.table [FILE ...]        every file of benchmarks/results/ if none is named
 """
 
 from __future__ import annotations

@@ -16,9 +16,7 @@ from torch.autograd.function import FunctionCtx
 
 def wants_gradient(*inputs: object) -> bool:
     """Whether any of the tensors among the inputs needs a gradient now."""
-    return torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for x in inputs
-    )
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
 def fused_loss(

@@ -49,7 +49,9 @@ def mask(*shape: int, seed: int = 1, keep: float = 0.6) -> Tensor:
     return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < keep).to(DEVICE)
 
 
-def plain(dtype: torch.dtype, tensors: dict[str, Tensor], wanted: tuple[str, ...], options: dict[str, Any]) -> dict[str, Tensor]:
+def plain(
+    dtype: torch.dtype, tensors: dict[str, Tensor], wanted: tuple[str, ...], options: dict[str, Any]
+) -> dict[str, Tensor]:
     """The reference formula in a dtype, differentiated by autograd."""
     options = dict(options)
     reduction = options.pop("reduction", "mean")
@@ -221,7 +223,9 @@ def test_a_mask_that_hides_everything_gives_zero(backend: str, hidden: str, dist
     q, k = x["q_s"].requires_grad_(), x["k_s"].requires_grad_()
     shape = (6,) if hidden == "attn_mask" else (2, 5)
     nothing = {hidden: torch.zeros(shape, dtype=torch.bool, device=DEVICE)}
-    loss, count = attention_mse(q, k, x["q_t"], x["k_t"], backend=backend, distance=distance, return_count=True, **nothing)
+    loss, count = attention_mse(
+        q, k, x["q_t"], x["k_t"], backend=backend, distance=distance, return_count=True, **nothing
+    )
     loss.backward()
     assert loss.item() == 0 and count.item() == 0
     assert not q.grad.any() and not k.grad.any()

@@ -41,14 +41,20 @@ def integers(low: int, high: int, count: int, seed: int = 7) -> Tensor:
     return torch.randint(low, high, (count,), generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def queue(size: int, width: int, filled: int, *, normalize: bool = True, dtype: torch.dtype = torch.float32) -> RingQueue:
+def queue(
+    size: int, width: int, filled: int, *, normalize: bool = True, dtype: torch.dtype = torch.float32
+) -> RingQueue:
     ring = RingQueue(width, size, dtype=dtype, device=DEVICE, normalize=normalize)
     ring.enqueue_(rows(filled, width), ids=integers(-1, 9, filled, seed=8))
     return ring
 
 
 def plain(
-    dtype: torch.dtype, tensors: dict[str, Tensor], wanted: tuple[str, ...], negatives: Tensor | RingQueue, options: dict[str, Any]
+    dtype: torch.dtype,
+    tensors: dict[str, Tensor],
+    wanted: tuple[str, ...],
+    negatives: Tensor | RingQueue,
+    options: dict[str, Any],
 ) -> dict[str, Tensor]:
     """The reference formula in a dtype, differentiated by autograd."""
     options = dict(options)
@@ -69,7 +75,11 @@ def plain(
 
 
 def check(
-    backend: str, tensors: dict[str, Tensor], negatives: Tensor | RingQueue, wanted: tuple[str, ...] = ("h_s",), **options: Any
+    backend: str,
+    tensors: dict[str, Tensor],
+    negatives: Tensor | RingQueue,
+    wanted: tuple[str, ...] = ("h_s",),
+    **options: Any,
 ) -> None:
     dtype = tensors["h_s"].dtype
     need(backend, dtype)
@@ -145,7 +155,11 @@ def test_layouts(backend: str) -> None:
     need(backend)
     x = make(12, 10)
     ids, mask = integers(-1, 5, 12), (integers(0, 4, 4) > 0).expand(3, 4)
-    even: dict[str, Tensor] = {"h_s": x["h_s"].view(3, 4, 10), "h_t": x["h_t"].view(3, 4, 10), "token_ids": ids.view(3, 4)}
+    even: dict[str, Tensor] = {
+        "h_s": x["h_s"].view(3, 4, 10),
+        "h_t": x["h_t"].view(3, 4, 10),
+        "token_ids": ids.view(3, 4),
+    }
     odd = {
         "h_s": even["h_s"].permute(2, 0, 1).contiguous().permute(1, 2, 0),
         "h_t": x["h_t"].repeat_interleave(2, dim=0)[::2].view(3, 4, 10),
@@ -155,11 +169,21 @@ def test_layouts(backend: str) -> None:
     results = []
     for tensors, token_mask in ((even, mask.contiguous()), (odd, mask)):
         h_s = tensors["h_s"].detach().requires_grad_()
-        loss = token_nce(h_s, tensors["h_t"], ring, token_ids=tensors["token_ids"], token_mask=token_mask, in_batch=True, backend=backend)
+        loss = token_nce(
+            h_s,
+            tensors["h_t"],
+            ring,
+            token_ids=tensors["token_ids"],
+            token_mask=token_mask,
+            in_batch=True,
+            backend=backend,
+        )
         results.append((loss, *torch.autograd.grad(loss, h_s)))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
-    flat = token_nce(x["h_s"][::2], x["h_t"][::2], ring, token_ids=ids[::2], token_mask=mask.flatten()[::2], backend=backend)
+    flat = token_nce(
+        x["h_s"][::2], x["h_t"][::2], ring, token_ids=ids[::2], token_mask=mask.flatten()[::2], backend=backend
+    )
     dense = token_nce(
         x["h_s"][::2].contiguous(), x["h_t"][::2].contiguous(), ring,
         token_ids=ids[::2].contiguous(), token_mask=mask.flatten()[::2].contiguous(), backend=backend,
@@ -199,7 +223,13 @@ def test_an_empty_queue_counts_its_tokens_and_gives_zero(backend: str) -> None:
     x = make(6, 8)
     h_s, tau = x["h_s"].requires_grad_(), torch.tensor(0.1, device=DEVICE, requires_grad=True)
     loss, count, stats = token_nce(
-        h_s, x["h_t"], RingQueue(8, 5, device=DEVICE), temperature=tau, backend=backend, return_count=True, return_stats=True
+        h_s,
+        x["h_t"],
+        RingQueue(8, 5, device=DEVICE),
+        temperature=tau,
+        backend=backend,
+        return_count=True,
+        return_stats=True,
     )
     loss.backward()
     assert loss.item() == 0 and count.item() == 6

@@ -13,8 +13,9 @@ def results(quick_run):
     return json.loads((quick_run.folder / "results.json").read_text())
 
 
-def test_it_takes_two_minutes_at_most(quick_run):
-    assert quick_run.seconds <= 120
+def test_it_takes_two_minutes_of_two_cores_at_most(quick_run):
+    """Processor time, so that a busy machine does not decide."""
+    assert quick_run.processor_seconds <= 2 * 120
 
 
 def test_every_model_is_scored_on_both_tasks_under_every_condition(results):

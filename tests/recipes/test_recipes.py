@@ -11,7 +11,9 @@ def test_every_packaged_recipe_is_valid():
 
 
 def test_overrides_reach_nested_keys_with_their_types():
-    recipe = load_recipe("demo", ["seed=7", "student.width=32", "distillation.distance=kl", "distillation.in_batch=true"])
+    recipe = load_recipe(
+        "demo", ["seed=7", "student.width=32", "distillation.distance=kl", "distillation.in_batch=true"]
+    )
     assert (recipe.seed, recipe.student.width, recipe.distillation.distance) == (7, 32, "kl")
     assert recipe.distillation.in_batch is True
 

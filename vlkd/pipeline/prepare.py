@@ -110,4 +110,3 @@ def _extract_regions(recipe: Recipe, folder: Path) -> dict:
 
 def _fingerprint(settings: dict) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-

@@ -52,7 +52,9 @@ def report_data(
         test_questions=sum(len(questions) for questions in corpus.questions),
         seed=recipe.seed,
         comparisons=tuple(
-            comparison for first_name, second_name in _COMPARED for comparison in _compare(test, first_name, second_name)
+            comparison
+            for first_name, second_name in _COMPARED
+            for comparison in _compare(test, first_name, second_name)
         ),
         stages=tuple(_stages(prepared, done, found)),
         samples=tuple(_samples(recipe, prepared, rows, test)),

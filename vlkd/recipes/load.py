@@ -53,7 +53,9 @@ def _read(name_or_path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise VlkdError(f"Recipe '{name_or_path}' is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
-        raise VlkdError(f"Recipe '{name_or_path}' must be a YAML mapping of keys to values, not {type(values).__name__}.")
+        raise VlkdError(
+            f"Recipe '{name_or_path}' must be a YAML mapping of keys to values, not {type(values).__name__}."
+        )
     return values
 
 
@@ -83,8 +85,10 @@ def _sentence(source: str, error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"Recipe '{source}' lacks the required key '{key}'."
     where = f"'{key}'" if key else "these settings"
-    return f"Recipe '{source}', {where}: {message} (got {problem['input']!r})." if key else (
-        f"Recipe '{source}': {message}."
+    return (
+        f"Recipe '{source}', {where}: {message} (got {problem['input']!r})."
+        if key
+        else (f"Recipe '{source}': {message}.")
     )
 
 

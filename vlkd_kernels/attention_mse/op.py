@@ -164,9 +164,7 @@ def _check(
 def _check_attn_mask(mask: Tensor, q_s: Tensor, full: tuple[int, int, int, int]) -> None:
     checks.check_dtype(_OP, "attn_mask", mask, torch.bool)
     checks.check_device(_OP, "attn_mask", mask, "q_s", q_s)
-    fits = mask.ndim <= 4 and all(
-        m in (1, n) for m, n in zip(reversed(mask.shape), reversed(full), strict=False)
-    )
+    fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(full), strict=False))
     if not fits:
         raise ValueError(
             f"{_OP}: attn_mask must broadcast to [B, H, L, M] = {list(full)}, got {checks.shape_of(mask)}."

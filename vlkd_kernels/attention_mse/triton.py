@@ -24,9 +24,7 @@ _HIDDEN = tl.constexpr(-1e30)  # the log of a probability that is 0; the differe
 
 
 @triton.jit
-def _visible(
-    mask, stride_l, stride_m, row, column, queries, keys, HAS_MASK: tl.constexpr, IS_CAUSAL: tl.constexpr
-):
+def _visible(mask, stride_l, stride_m, row, column, queries, keys, HAS_MASK: tl.constexpr, IS_CAUSAL: tl.constexpr):
     """Which keys (columns) which queries (rows) may see, [rows, columns]."""
     visible = (row < queries)[:, None] & (column < keys)[None, :]
     if IS_CAUSAL:
@@ -65,8 +63,8 @@ def _online_sum(scores, visible, maximum, total):
 def _kl_terms(p, t, difference):
     """t (Δ + exp(-Δ) - 1), Δ = log t - log p: a series where Δ is small, since the sum of its parts would cancel."""
     x = difference
-    series = x * x * (
-        0.5 + x * (-1 / 6 + x * (1 / 24 + x * (-1 / 120 + x * (1 / 720 + x * (-1 / 5040 + x * (1 / 40320))))))
+    series = (
+        x * x * (0.5 + x * (-1 / 6 + x * (1 / 24 + x * (-1 / 120 + x * (1 / 720 + x * (-1 / 5040 + x * (1 / 40320)))))))
     )
     return tl.where(tl.abs(x) < 0.5, t * series, t * x + p - t)
 

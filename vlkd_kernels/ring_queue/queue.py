@@ -49,7 +49,9 @@ class RingQueue(nn.Module):
             if value < least:
                 raise ValueError(f"RingQueue: {name} must be at least {least}, got {value}.")
         if not dtype.is_floating_point:
-            raise TypeError(f"RingQueue: dtype must be a floating-point dtype, got {str(dtype).removeprefix('torch.')}.")
+            raise TypeError(
+                f"RingQueue: dtype must be a floating-point dtype, got {str(dtype).removeprefix('torch.')}."
+            )
         self.normalize = normalize
         self.register_buffer("rows", torch.zeros(size, dim, dtype=dtype, device=device))
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.int64, device=device))

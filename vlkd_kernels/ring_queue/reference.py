@@ -40,4 +40,3 @@ def enqueue_(
     ids.copy_(torch.where(changed, kept_ids, ids))
     head.copy_((head + total) % size)
     fill.copy_((fill + total).clamp(max=size))
-

@@ -253,6 +253,4 @@ def finish_kernel(
         g = (g - mass[:, None] * tile_t.to(tile_s.dtype).to(tl.float32)) / tau
         g = (g - tile_s.to(tl.float32) * (along / divisor)[:, None]) / divisor[:, None]
         column = first + tl.arange(0, BLOCK_E)
-        tl.store(
-            gradient + row[:, None] * width + column[None, :], g, mask=inside[:, None] & (column < width)[None, :]
-        )
+        tl.store(gradient + row[:, None] * width + column[None, :], g, mask=inside[:, None] & (column < width)[None, :])

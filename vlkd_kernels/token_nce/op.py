@@ -133,9 +133,7 @@ def _nothing(h_s: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor, T
     return zero, zero.clone(), torch.zeros_like(h_s, dtype=zero.dtype), zero.clone(), zero.float().expand(3).clone()
 
 
-def _check_tensors(
-    h_s: Tensor, h_t: Tensor, rows: Tensor, token_mask: Tensor | None, token_ids: Tensor | None
-) -> None:
+def _check_tensors(h_s: Tensor, h_t: Tensor, rows: Tensor, token_mask: Tensor | None, token_ids: Tensor | None) -> None:
     checks.check_float_tensors(_OP, {"h_s": h_s, "h_t": h_t, "negatives": rows})
     if h_s.ndim < 2 or h_s.shape[-1] == 0:
         raise ValueError(f"{_OP}: h_s must have shape [..., E] with E at least 1, got {checks.shape_of(h_s)}.")
@@ -155,8 +153,10 @@ def _check_negatives(
     rows: Tensor, queue: RingQueue | None, token_ids: Tensor | None, normalize: bool, in_batch: bool
 ) -> None:
     if rows.shape[0] == 0 and not in_batch:
-        raise ValueError(f"{_OP}: negatives must have at least one row, got {checks.shape_of(rows)}; "
-                         "without a queue, use in_batch=True.")
+        raise ValueError(
+            f"{_OP}: negatives must have at least one row, got {checks.shape_of(rows)}; "
+            "without a queue, use in_batch=True."
+        )
     if queue is not None and queue.normalize != normalize:
         raise ValueError(
             f"{_OP}: the queue was made with normalize={queue.normalize} but the call says normalize={normalize}; "

@@ -39,9 +39,7 @@ def loss(
     if normalize_negatives:
         negatives = F.normalize(negatives, dim=-1, eps=EPS)
     counted = _counted(h_s, token_mask)
-    candidates, valid = _candidates(
-        h_t, negatives, fill, negative_ids, counted, token_ids, in_batch
-    )
+    candidates, valid = _candidates(h_t, negatives, fill, negative_ids, counted, token_ids, in_batch)
     positive = (h_s * h_t).sum(-1) / temperature  # [N]
     logits = (h_s @ candidates.mT / temperature).masked_fill(~valid, -torch.inf)  # [N, K (+ N)]
     logits = torch.cat([positive[:, None], logits], dim=1)
@@ -73,9 +71,7 @@ def forward(
     teacher = F.normalize(h_t, dim=-1, eps=EPS) if normalize else h_t
     queue = F.normalize(negatives, dim=-1, eps=EPS) if normalize_negatives else negatives
     counted = _counted(h_s, token_mask)
-    candidates, valid = _candidates(
-        teacher, queue, fill, negative_ids, counted, token_ids, in_batch
-    )
+    candidates, valid = _candidates(teacher, queue, fill, negative_ids, counted, token_ids, in_batch)
     positive = (student * teacher).sum(-1)  # similarities, before the temperature
     negative = student @ candidates.mT  # [N, K (+ N)]
     # loss = softplus(x), x = log(sum_k exp(l_k)) - l_0; no negative gives x = -inf and loss 0

@@ -68,10 +68,7 @@ def launch(
     tokens, width = h_s.shape
     rows = negatives.shape[0]
     float32 = {"dtype": torch.float32, "device": h_s.device}
-    if temperature_tensor is None:
-        tau = torch.full((), temperature, **float32)
-    else:
-        tau = temperature_tensor.float()
+    tau = torch.full((), temperature, **float32) if temperature_tensor is None else temperature_tensor.float()
     token_values = torch.zeros(5, tokens, **float32)
     gradient = torch.empty((tokens, width) if with_grad else 0, **float32)
     masses = torch.empty(tokens, **float32)
