@@ -23,7 +23,7 @@ def device() -> str:
 
 @pytest.fixture
 def measure(benchmark: Any, device: str) -> Measure:
-    """Check a contender against float64-free truth on the same tensors, then time its loss and gradients together."""
+    """Check a contender on the very tensors it is timed on, then time its loss and gradients together."""
 
     def run(
         function: Callable[..., Tensor],

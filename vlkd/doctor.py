@@ -60,7 +60,7 @@ def _extension() -> Iterator[Finding]:
         return
     info = extension.build_info()
     yield Finding("compiled extension", f"loaded, built by {info['compiler']} for torch {info['torch']}", True)
-    architectures = ", ".join(info["cuda_architectures"])
+    architectures = ", ".join(info["cuda_architectures"].split(";")) if info["cuda_architectures"] else ""
     yield Finding(
         "compiled CUDA kernels",
         f"for {architectures}" if architectures else "left out",
@@ -80,7 +80,9 @@ def _backends() -> Iterator[Finding]:
             statuses = explain_backend(operator, device=device)
             chosen = next(status for status in statuses if status.available)
             refused = "; ".join(f"{status.backend}: {status.reason}" for status in statuses if not status.available)
-            yield Finding(f"{operator} on {device}", f"{chosen.backend} ({chosen.reason})", True, f"not {refused}")
+            yield Finding(
+                f"{operator} on {device}", f"{chosen.backend} ({chosen.reason})", True, f"the others: {refused}"
+            )
 
 
 def _metrics() -> Iterator[Finding]:

@@ -1,20 +1,15 @@
-"""Where the kernels' tests run: on the GPU if there is one, else on the CPU with Triton's interpreter."""
+"""The kernels' tests run on the GPU if there is one, else on the CPU with Triton's interpreter (tests/conftest.py)."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the Triton kernels are first imported
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the interpreter, tiles so small that small shapes have several of them in every direction."""
-    if torch.cuda.is_available():
+    if not INTERPRETED:
         return
     from vlkd_kernels.attention_mse import triton as attention_mse
     from vlkd_kernels.token_nce import triton as token_nce

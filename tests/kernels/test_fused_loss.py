@@ -133,6 +133,14 @@ def test_compiles_whole(op: str, backend: str | None, dynamic: bool) -> None:
     torch.testing.assert_close(torch.autograd.grad(got, x)[0], torch.autograd.grad(expected, x)[0])
 
 
+def test_attention_compiles_whole_with_inductor() -> None:
+    torch._dynamo.reset()
+    x, loss = student("attention_mse"), loss_of("attention_mse", None, distance="kl", is_causal=True)
+    got, expected = torch.compile(loss, fullgraph=True)(x), loss(x)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.autograd.grad(got, x)[0], torch.autograd.grad(expected, x)[0])
+
+
 def test_compiles_whole_with_inductor_and_a_queue() -> None:
     torch._dynamo.reset()
     queues = [RingQueue(8, 6, device=DEVICE) for _ in range(2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 
 import pytest
@@ -64,6 +65,32 @@ def test_a_checkpoint_restores_everything() -> None:
         queue.enqueue_(more)
     assert all(torch.equal(a, b) for a, b in zip(ring.buffers(), twin.buffers(), strict=True))
     assert len(list(ring.parameters())) == 0 and len(ring.state_dict()) == 4
+
+
+def test_a_deep_copy_goes_its_own_way() -> None:
+    ring = RingQueue(4, 5)
+    ring.enqueue_(torch.randn(3, 4), ids=torch.arange(3))
+    twin = copy.deepcopy(ring)
+    assert all(torch.equal(a, b) for a, b in zip(ring.buffers(), twin.buffers(), strict=True))
+    ring.enqueue_(torch.randn(1, 4))
+    assert (ring.fill.item(), twin.fill.item()) == (4, 3) and not twin.rows[3].any()
+
+
+@pytest.mark.parametrize("new_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_backends_write_the_same_bits(dtype: torch.dtype, new_dtype: torch.dtype) -> None:
+    """Without normalisation a write copies and rounds, which every backend does alike."""
+    if len(BACKENDS) < 2:
+        pytest.skip("one backend runs here")
+    generator = torch.Generator().manual_seed(3)
+    rings = [RingQueue(6, 9, dtype=dtype, normalize=False) for _ in BACKENDS]
+    for count in (4, 0, 7, 1, 31):
+        rows = torch.randn(count, 6, generator=generator).to(new_dtype)
+        mask = torch.rand(count, generator=generator) < 0.6
+        for ring, backend in zip(rings, BACKENDS, strict=True):
+            ring.enqueue_(rows, mask=mask, ids=torch.arange(count), backend=backend)
+        for ring in rings[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(rings[0].buffers(), ring.buffers(), strict=True))
 
 
 def test_writing_after_the_loss_does_not_change_its_gradient() -> None:

@@ -139,6 +139,24 @@ def test_temperatures(backend: str, temperature: float) -> None:
     check(backend, make(11, 16), rows(21, 16), temperature=temperature)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("temperature", [0.005, 0.05, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_temperature_overflows(backend: str, dtype: torch.dtype, temperature: float, learned: bool) -> None:
+    """Tokens equal to, and opposite to, their teacher and the queue: the largest and smallest logits there are."""
+    need(backend, dtype)
+    h_t = rows(6, 16, dtype)
+    signs = torch.tensor([1, -1] * 3, dtype=dtype, device=DEVICE)[:, None]
+    h_s = (h_t * signs).requires_grad_()
+    tau = torch.tensor(temperature, device=DEVICE, requires_grad=True) if learned else temperature
+    loss = token_nce(h_s, h_t, rows(6, 16, dtype), temperature=tau, backend=backend)
+    loss.backward()
+    assert loss.isfinite() and h_s.grad.isfinite().all()
+    if isinstance(tau, Tensor):
+        assert tau.grad.isfinite()
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 3), (35, 3, 1), (2, 7, 67)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ragged_shapes(backend: str, shape: tuple[int, int, int]) -> None:
