@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under the interpreter, tiles so small that small shapes have several of them in every direction."""
-    if not INTERPRETED:
+    if os.environ.get("TRITON_INTERPRET") != "1":
         return
     from vlkd_kernels.attention_mse import triton as attention_mse
     from vlkd_kernels.token_nce import triton as token_nce

@@ -8,10 +8,16 @@ which the plain form fails does not excuse everything.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterable
 
+import numpy
+import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor
+
+from vlkd_kernels import available_backends
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -24,7 +30,25 @@ SLACK = {
 }
 _TRUSTED = 10  # slacks
 
-Run = Callable[[torch.dtype], tuple[Tensor, Iterable[Tensor | None]]]
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+
+def backends_here(op: str, dtype: torch.dtype = torch.float32) -> tuple[str, ...]:
+    """The backends that can run an op in these tests."""
+    names = available_backends(op, device=DEVICE, dtype=dtype)
+    return tuple(name for name in names if name != "triton" or DEVICE == "cuda" or _interpreter_works())
+
+
+def need(op: str, backend: str, dtype: torch.dtype = torch.float32) -> None:
+    """Skip the test where a backend cannot run."""
+    if backend not in backends_here(op, dtype):
+        pytest.skip(f"{backend} does not run here")
+
+
+def _interpreter_works() -> bool:
+    """Triton 3.6's interpreter makes integers of arrays with one element, which numpy 2.4 forbids."""
+    triton = Version(importlib.metadata.version("triton"))
+    return triton >= Version("3.9") or Version(numpy.__version__) < Version("2.4")
 
 
 def error(got: Tensor, truth: Tensor) -> float:

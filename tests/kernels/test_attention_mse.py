@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_truth import DEVICE, assert_as_good, error, loss_and_gradients
+from kernel_truth import BACKENDS, DEVICE, assert_as_good, backends_here, error, loss_and_gradients, need
 from torch import Tensor
 
-from vlkd_kernels import attention_mse, available_backends
+from vlkd_kernels import attention_mse
 from vlkd_kernels.attention_mse import reference
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FACTOR = -1.7  # the incoming gradient
-
-
-def need(backend: str, dtype: torch.dtype = torch.float32) -> None:
-    if backend not in available_backends("attention_mse", device=DEVICE, dtype=dtype):
-        pytest.skip(f"{backend} does not run here")
 
 
 def make(
@@ -69,7 +62,7 @@ def plain(
 
 def check(backend: str, tensors: dict[str, Tensor], wanted: tuple[str, ...] = ("q_s", "k_s"), **options: Any) -> None:
     dtype = tensors["q_s"].dtype
-    need(backend, dtype)
+    need("attention_mse", backend, dtype)
     got = loss_and_gradients(lambda **x: attention_mse(**x, backend=backend, **options), tensors, wanted, FACTOR)
     truth = plain(torch.float64, tensors, wanted, options)
     yardstick = plain(dtype, tensors, wanted, options)
@@ -130,7 +123,7 @@ def test_one_gradient(backend: str, wanted: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts(backend: str) -> None:
     """Transposed [B, L, H, D], every other row of a longer tensor, and one head expanded over all."""
-    need(backend)
+    need("attention_mse", backend)
     base = make(2, 3, 18, 20, 12, 8)
     odd = dict(base)
     odd["q_s"] = base["q_s"].transpose(1, 2).contiguous().transpose(1, 2)
@@ -151,7 +144,7 @@ def test_layouts(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_addresses_beyond_32_bits(backend: str) -> None:
-    need(backend, torch.float16)
+    need("attention_mse", backend, torch.float16)
     far = 2**31 + 64  # elements between the two heads; the pages in between are never touched
     small = make(1, 2, 5, 6, dtype=torch.float16)
     tensors = {
@@ -168,7 +161,7 @@ def test_addresses_beyond_32_bits(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_student_close_to_its_teacher_keeps_its_digits(backend: str, distance: str) -> None:
     """Where p is close to t the loss is a sum of small squares; forms that cancel lose it (1% is usual here)."""
-    need(backend)
+    need("attention_mse", backend)
     tensors = make(1, 2, 16, 48, 16, 16)
     noise = torch.randn(tensors["q_t"].shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     tensors["q_s"] = tensors["q_t"] * (1 + 1e-3 * noise)
@@ -185,7 +178,7 @@ def test_a_student_close_to_its_teacher_keeps_its_digits(backend: str, distance:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_identical_maps_give_exactly_zero(backend: str, dtype: torch.dtype, distance: str) -> None:
-    need(backend, dtype)
+    need("attention_mse", backend, dtype)
     x = make(1, 2, 18, 18, dtype=dtype)
     q, k = x["q_s"].requires_grad_(), x["k_s"].requires_grad_()
     loss = attention_mse(q, k, q, k, distance=distance, is_causal=True, backend=backend)
@@ -197,7 +190,7 @@ def test_identical_maps_give_exactly_zero(backend: str, dtype: torch.dtype, dist
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_far_apart_maps_stay_finite(backend: str) -> None:
     """Scores of several hundred: exponentials of their differences would overflow."""
-    need(backend)
+    need("attention_mse", backend)
     tensors = make(1, 1, 17, 18)
     tensors["q_s"] = tensors["q_s"] * 60
     tensors["q_t"] = tensors["q_t"] * -60
@@ -207,7 +200,7 @@ def test_far_apart_maps_stay_finite(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(0, 2, 3, 4), (2, 2, 0, 4), (2, 2, 3, 0)])
 def test_empty_inputs_give_zero(backend: str, shape: tuple[int, int, int, int]) -> None:
-    need(backend)
+    need("attention_mse", backend)
     x = {name: t.requires_grad_() for name, t in make(*shape).items()}
     loss, count = attention_mse(**x, backend=backend, return_count=True)
     loss.backward()
@@ -219,7 +212,7 @@ def test_empty_inputs_give_zero(backend: str, shape: tuple[int, int, int, int]) 
 @pytest.mark.parametrize("hidden", ["attn_mask", "query_mask"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_mask_that_hides_everything_gives_zero(backend: str, hidden: str, distance: str) -> None:
-    need(backend)
+    need("attention_mse", backend)
     x = make(2, 2, 5, 6)
     q, k = x["q_s"].requires_grad_(), x["k_s"].requires_grad_()
     shape = (6,) if hidden == "attn_mask" else (2, 5)
@@ -235,7 +228,7 @@ def test_a_mask_that_hides_everything_gives_zero(backend: str, hidden: str, dist
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_that_do_not_count(backend: str) -> None:
     """A row counts if its query mask says so and it sees a key; the others get exactly no gradient."""
-    need(backend)
+    need("attention_mse", backend)
     x = make(1, 1, 6, 5)
     q = x["q_s"].requires_grad_()
     attn_mask = torch.ones(6, 5, dtype=torch.bool, device=DEVICE)
@@ -272,14 +265,14 @@ def test_drawn_shapes(data: st.DataObject) -> None:
     }
     if data.draw(st.booleans()):
         options["attn_mask"] = mask(data.draw(st.sampled_from([1, queries])), keys, seed=draw(0, 99))
-    for backend in available_backends("attention_mse", device=DEVICE, dtype=tensors["q_s"].dtype):
+    for backend in backends_here("attention_mse", tensors["q_s"].dtype):
         check(backend, tensors, **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_of_a_small_loss_do_not_underflow_in_float16(backend: str) -> None:
     """A mean over many rows times a loss scale: 1/count is applied in float32, so small entries survive."""
-    need(backend, torch.float16)
+    need("attention_mse", backend, torch.float16)
     tensors = make(1, 2, 24, 40, dtype=torch.float16)
     truth = plain(torch.float64, tensors, ("q_s",), {})["q_s"]
     leaves = {**tensors, "q_s": tensors["q_s"].clone().requires_grad_()}
@@ -289,18 +282,16 @@ def test_gradients_of_a_small_loss_do_not_underflow_in_float16(backend: str) -> 
 
 def test_products_of_bfloat16_are_computed_by_the_interpreter() -> None:
     """The helper that widens bfloat16 under the interpreter is in use: without it results are far off, not slightly."""
-    need("triton")
+    need("attention_mse", "triton")
     tensors = make(1, 1, 17, 17, dtype=torch.bfloat16)
     triton = attention_mse(**tensors, backend="triton")
     assert error(triton, attention_mse(**tensors, backend="reference").double()) < 0.02
 
 
 def test_backends_agree_on_the_count() -> None:
-    x = make(2, 2, 5, 6)
-    options = list(itertools.product(available_backends("attention_mse", device=DEVICE), (True, False)))
+    x, attn_mask = make(2, 2, 5, 6), mask(5, 6)
     counts = {
-        attention_mse(**x, attn_mask=mask(5, 6), is_causal=causal, backend=name, return_count=True)[1].item()
-        for name, causal in options
-        if causal
+        attention_mse(**x, attn_mask=attn_mask, is_causal=True, backend=name, return_count=True)[1].item()
+        for name in backends_here("attention_mse")
     }
     assert len(counts) == 1

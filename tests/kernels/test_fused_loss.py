@@ -6,19 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kernel_truth import DEVICE
+from kernel_truth import BACKENDS, DEVICE, need
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from vlkd_kernels import RingQueue, attention_mse, available_backends, token_nce
+from vlkd_kernels import RingQueue, attention_mse, token_nce
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
 OPS = ("attention_mse", "token_nce")
-
-
-def need(op: str, backend: str, dtype: torch.dtype = torch.float32) -> None:
-    if backend not in available_backends(op, device=DEVICE, dtype=dtype):
-        pytest.skip(f"{backend} does not run here")
 
 
 def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,21 +8,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_truth import DEVICE, assert_as_good, error, loss_and_gradients
+from kernel_truth import BACKENDS, DEVICE, assert_as_good, backends_here, error, loss_and_gradients, need
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlkd_kernels import RingQueue, available_backends, token_nce
+from vlkd_kernels import RingQueue, token_nce
 from vlkd_kernels.token_nce import reference
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FACTOR = 2.3  # the incoming gradient
-
-
-def need(backend: str, dtype: torch.dtype = torch.float32) -> None:
-    if backend not in available_backends("token_nce", device=DEVICE, dtype=dtype):
-        pytest.skip(f"{backend} does not run here")
 
 
 def make(tokens: int, width: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
@@ -82,7 +76,7 @@ def check(
     **options: Any,
 ) -> None:
     dtype = tensors["h_s"].dtype
-    need(backend, dtype)
+    need("token_nce", backend, dtype)
     got = loss_and_gradients(
         lambda **x: token_nce(**x, negatives=negatives, backend=backend, **options), tensors, wanted, FACTOR
     )
@@ -145,7 +139,7 @@ def test_temperatures(backend: str, temperature: float) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_temperature_overflows(backend: str, dtype: torch.dtype, temperature: float, learned: bool) -> None:
     """Tokens equal to, and opposite to, their teacher and the queue: the largest and smallest logits there are."""
-    need(backend, dtype)
+    need("token_nce", backend, dtype)
     h_t = rows(6, 16, dtype)
     signs = torch.tensor([1, -1] * 3, dtype=dtype, device=DEVICE)[:, None]
     h_s = (h_t * signs).requires_grad_()
@@ -170,7 +164,7 @@ def test_ragged_shapes(backend: str, shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts(backend: str) -> None:
     """Leading dimensions, a transposed student, every other row of a teacher, an expanded mask, strided ids."""
-    need(backend)
+    need("token_nce", backend)
     x = make(12, 10)
     ids, mask = integers(-1, 5, 12), (integers(0, 4, 4) > 0).expand(3, 4)
     even: dict[str, Tensor] = {
@@ -211,7 +205,7 @@ def test_layouts(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_addresses_beyond_32_bits(backend: str) -> None:
-    need(backend, torch.float16)
+    need("token_nce", backend, torch.float16)
     far = 2**31 + 64  # elements between the two rows; the pages in between are never touched
     negatives = rows(2, 8, torch.float16)
     spread = torch.empty(far + 8, dtype=torch.float16, device=DEVICE).as_strided((2, 8), (far, 1)).copy_(negatives)
@@ -224,7 +218,7 @@ def test_addresses_beyond_32_bits(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_student_far_ahead_keeps_its_digits(backend: str) -> None:
     """A loss of about 1e-6 is the log of a number next to 1; the gradient is a difference of nearly equal vectors."""
-    need(backend)
+    need("token_nce", backend)
     x = make(7, 64)
     x["h_s"] = x["h_t"] * 1.001
     negatives = rows(16, 64)
@@ -237,7 +231,7 @@ def test_a_student_far_ahead_keeps_its_digits(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_empty_queue_counts_its_tokens_and_gives_zero(backend: str) -> None:
-    need(backend)
+    need("token_nce", backend)
     x = make(6, 8)
     h_s, tau = x["h_s"].requires_grad_(), torch.tensor(0.1, device=DEVICE, requires_grad=True)
     loss, count, stats = token_nce(
@@ -258,7 +252,7 @@ def test_an_empty_queue_counts_its_tokens_and_gives_zero(backend: str) -> None:
 @pytest.mark.parametrize("case", ["no token", "no token counts"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_to_count_gives_zero(backend: str, case: str) -> None:
-    need(backend)
+    need("token_nce", backend)
     x = make(0 if case == "no token" else 4, 8)
     h_s = x["h_s"].requires_grad_()
     mask = torch.zeros(len(h_s), dtype=torch.bool, device=DEVICE)
@@ -273,7 +267,7 @@ def test_nothing_to_count_gives_zero(backend: str, case: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_in_batch_alone(backend: str) -> None:
     """A queue of size 0 is legal when the batch brings the negatives; a single token then has none."""
-    need(backend)
+    need("token_nce", backend)
     empty = RingQueue(8, 0, device=DEVICE)
     x = make(5, 8)
     s, t = (F.normalize(v.double(), dim=-1) for v in x.values())
@@ -286,7 +280,7 @@ def test_in_batch_alone(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ids(backend: str) -> None:
     """An equal id takes a negative out; -1 equals nothing, not even -1."""
-    need(backend)
+    need("token_nce", backend)
     ring = RingQueue(8, 4, device=DEVICE)
     ring.enqueue_(rows(4, 8), ids=torch.tensor([3, -1, 7, 3], device=DEVICE))
     x = make(2, 8)
@@ -301,7 +295,7 @@ def test_ids(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_statistics(backend: str) -> None:
-    need(backend)
+    need("token_nce", backend)
     x, negatives = make(9, 12), rows(7, 12)
     mask = integers(0, 3, 9) > 0
     stats = token_nce(**x, negatives=negatives, token_mask=mask, backend=backend, return_stats=True)[1]
@@ -314,7 +308,7 @@ def test_statistics(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_zero_token_has_a_finite_loss(backend: str) -> None:
-    need(backend)
+    need("token_nce", backend)
     tensors = make(4, 8)
     tensors["h_s"][2] = 0
     got = token_nce(**tensors, negatives=rows(5, 8), backend=backend)
@@ -347,5 +341,5 @@ def test_drawn_shapes(data: st.DataObject) -> None:
     }
     ring = queue(size, width, draw(0, 25), normalize=normalize)
     tensors = make(tokens, width, dtype, seed=draw(0, 99))
-    for backend in available_backends("token_nce", device=DEVICE, dtype=dtype):
+    for backend in backends_here("token_nce", dtype):
         check(backend, tensors, ring, **options)

@@ -78,14 +78,14 @@ def token_nce(
         BackendError: the named backend cannot run this call.
     """
     queue = negatives if isinstance(negatives, RingQueue) else None
-    rows = queue.rows if queue is not None else negatives
+    rows = negatives.rows if isinstance(negatives, RingQueue) else negatives
     _check_tensors(h_s, h_t, rows, token_mask, token_ids)
     _check_negatives(rows, queue, token_ids, normalize, in_batch)
     _check_temperature(temperature, h_s)
     checks.check_reduction(_OP, reduction)
     dtype = compute_dtype(h_s)
     chosen = backends.choose(_OP, backend, h_s.device.type, dtype)
-    learned = isinstance(temperature, Tensor)
+    learned = temperature if isinstance(temperature, Tensor) else None
     with_grad = wants_gradient(h_s, temperature)
     forward = _nothing if 0 in h_s.shape else _forward(chosen)
     with torch.no_grad(), without_autocast(h_s):
@@ -97,14 +97,14 @@ def token_nce(
             queue.ids if queue is not None and token_ids is not None else None,
             token_mask.flatten().contiguous() if token_mask is not None else None,
             token_ids.flatten().contiguous() if token_ids is not None else None,
-            None if learned else float(temperature),
-            temperature.detach() if learned else None,
+            None if learned is not None else float(temperature),
+            learned.detach() if learned is not None else None,
             normalize,
             normalize and queue is None,
             in_batch,
             with_grad,
         )
-    inputs = (h_s, temperature) if learned else (h_s,)
+    inputs = (h_s,) if learned is None else (h_s, learned)
     loss = fused_loss(loss_sum, count, reduction, inputs, tuple(gradients[: len(inputs)]) if with_grad else ())
     extras = (count,) if return_count else ()
     if return_stats:

@@ -65,7 +65,7 @@ def forward(
     """Loss sum, count, its gradients for h_s and the temperature, and the three sums of `TokenNCEStats`."""
     dtype = accumulator(h_s.dtype)
     h_s, h_t, negatives = h_s.to(dtype), h_t.to(dtype), negatives.to(dtype)
-    tau = temperature if temperature_tensor is None else temperature_tensor.to(dtype)
+    tau = temperature_scalar(temperature, temperature_tensor, h_s)
     norm = h_s.norm(dim=-1, keepdim=True)  # [N, 1]
     student = h_s / norm.clamp(min=EPS) if normalize else h_s
     teacher = F.normalize(h_t, dim=-1, eps=EPS) if normalize else h_t
@@ -90,6 +90,16 @@ def forward(
         grad = (grad - student * (student * grad).sum(-1, keepdim=True) * (norm > EPS)) / norm.clamp(min=EPS)
     grad_tau = -(weights * (negative - positive[:, None])).sum() / (tau * tau)
     return loss_sum, counted.sum().to(dtype), grad, grad_tau, stats
+
+
+def temperature_scalar(temperature: float | None, temperature_tensor: Tensor | None, like: Tensor) -> Tensor:
+    """Whichever of the two is given, as a scalar tensor of the accumulator's dtype."""
+    dtype = accumulator(like.dtype)
+    if temperature_tensor is not None:
+        return temperature_tensor.to(dtype)
+    if temperature is None:
+        raise ValueError("token_nce: one of temperature and temperature_tensor must be given, got neither.")
+    return torch.full((), temperature, dtype=dtype, device=like.device)
 
 
 def _counted(h_s: Tensor, token_mask: Tensor | None) -> Tensor:
