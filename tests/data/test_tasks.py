@@ -10,16 +10,21 @@ import pytest
 from vlkd.data import IGNORED, AnswerVocabulary, CaptioningSet, PretrainingSet, VQASet
 from vlkd.data.tasks import another_picture
 from vlkd.errors import VlkdError
+from vlkd.recipes.schema import Text
 
 
 @pytest.fixture(scope="module")
 def make(corpus, store, tokenizer, text):
-    """make(PretrainingSet, view="own", ...): a set over the hand-made pictures."""
+    """make(PretrainingSet, view="own", mismatched=0.0, ...): a set over the hand-made pictures.
+
+    Names of the recipe's text settings change these, the rest goes to the set.
+    """
 
     def build(kind, view="paired", **options):
         if kind is VQASet:
             options.setdefault("answers", AnswerVocabulary.of_corpus(corpus))
-        return kind(corpus, store, tokenizer, text, view, **options)
+        changes = {name: options.pop(name) for name in [*options] if name in Text.model_fields}
+        return kind(corpus, store, tokenizer, text.model_copy(update=changes), view, **options)
 
     return build
 
@@ -97,6 +102,27 @@ def test_vqa_asks_every_question_with_its_answer(make, corpus, tokenizer) -> Non
     assert sample.answers.tolist() == [1.0] + [0.0] * 6  # "one" is the most frequent answer
 
 
+def test_a_mask_behind_the_question_takes_room_from_its_words(make, tokenizer, text) -> None:
+    plain, asking = make(VQASet), make(VQASet, answer_from="mask")
+    for index in range(len(plain)):
+        *words, end = plain[index].text.tolist()
+        assert asking[index].text.tolist() == [*words[: text.question - 2], tokenizer.mask_token_id, end]
+    short = make(VQASet, answer_from="mask", question=4)[0].text.tolist()
+    assert short == [*plain[0].text.tolist()[:2], tokenizer.mask_token_id, tokenizer.sep_token_id]
+
+
+def test_tags_are_masked_at_their_own_rate(make) -> None:
+    for rate in (0.0, 0.6):
+        dataset = make(PretrainingSet, tags_masking=rate, masking=0.2)
+        chosen = total = 0
+        for epoch in range(60):
+            dataset.set_epoch(epoch)
+            for index in range(len(dataset)):
+                labels = dataset[index].tags_labels[:-1]
+                chosen, total = chosen + int((labels != IGNORED).sum()), total + len(labels)
+        assert chosen / total == pytest.approx(rate, abs=0.06)
+
+
 def test_an_answer_that_training_never_gave_has_no_target(make) -> None:
     dataset = make(VQASet, answers=AnswerVocabulary(["red", "seven"]))
     assert dataset[0].answers.tolist() == [1.0, 0.0]
@@ -146,4 +172,5 @@ def test_one_picture_has_no_other(make, corpus, store, tokenizer, text) -> None:
         CaptioningSet(single, store, tokenizer, text, "paired", condition="other")
     with pytest.raises(VlkdError, match="at least 2 pictures, but the corpus has 1"):
         PretrainingSet(single, store, tokenizer, text, "paired")
-    assert len(PretrainingSet(single, store, tokenizer, text, "paired", mismatched=0.0)) == 1
+    alone = text.model_copy(update={"mismatched": 0.0})
+    assert len(PretrainingSet(single, store, tokenizer, alone, "paired")) == 1

@@ -30,7 +30,7 @@ SLACK = {
 }
 _TRUSTED = 10  # slacks
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
+BACKENDS = ("reference", "triton", DEVICE)  # that may run on this device's tensors
 
 
 def backends_here(op: str, dtype: torch.dtype = torch.float32) -> tuple[str, ...]:

@@ -64,6 +64,32 @@ def test_vqa_starts_from_pretraining_with_a_new_classifier(pretrained, inputs) -
     assert torch.equal(start_from(VLForVQA, folder, num_answers=9).classifier.weight, vqa.classifier.weight)
 
 
+@torch.no_grad()
+def test_vqa_from_the_mask_starts_as_the_masked_language_model(pretrained, inputs) -> None:
+    """With words for answers, the answers' logits are those of the language head less its bias, at the last [MASK]."""
+    model, folder = pretrained
+    mask, places = 4, torch.tensor([1, 2, 4])
+    inputs["input_ids"][torch.arange(3), places] = mask
+    inputs["input_ids"][2, 1] = mask  # a user's own; the last one answers
+    vqa = start_from(VLForVQA, folder, num_answers=3, answer_mask_id=mask)
+    assert vqa.bert.pooler is None
+    log_odds = torch.tensor([0.5, -1.0, 2.0])
+    vqa.start_answers(log_odds, [[7], [9, 11], [20]])
+    language = model(**inputs).logits - model.cls.predictions.bias
+    at_mask = language[torch.arange(3), places]  # [3, V]
+    expected = torch.stack((at_mask[:, 7], at_mask[:, [9, 11]].mean(dim=1), at_mask[:, 20]), dim=1) + log_odds
+    assert torch.allclose(vqa(**inputs).logits, expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_answers_from_cls_keep_their_random_weights(pretrained) -> None:
+    vqa = start_from(VLForVQA, pretrained[1], num_answers=2)
+    before = vqa.classifier.weight.clone()
+    vqa.start_answers(torch.tensor([0.5, -1.0]), [[7], [9]])
+    assert torch.equal(vqa.classifier.weight, before)
+    assert vqa.classifier.bias.tolist() == [0.5, -1.0]
+
+
 def test_loading_is_silent(pretrained, capfd) -> None:
     start_from(VLForCaptioning, pretrained[1])
     captured = capfd.readouterr()

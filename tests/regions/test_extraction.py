@@ -60,7 +60,9 @@ def features_by_hand(detector: FasterRCNNWithAttributes, pixels: np.ndarray, box
         scaled = torch.from_numpy(boxes) * (side / pixels.shape[0])
         pooled = roi_align(finest, [scaled], output_size=5, spatial_scale=1 / 4, sampling_ratio=2)
         head = detector.roi_heads.box_head
-        return torch.relu(head.fc7(torch.relu(head.fc6(pooled.flatten(1))))).numpy()
+        features = torch.relu(head.fc7(torch.relu(head.fc6(pooled.flatten(1))))).numpy()
+    features -= features.mean(axis=1, keepdims=True)
+    return features / np.sqrt((features**2).mean(axis=1, keepdims=True) + 1e-5) / 8
 
 
 def test_the_teachers_features_are_its_own_roi_align_and_head_on_the_students_boxes(records, pictures, detectors):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder
 from vlkd.recipes import Distillation, Encoder, Recipe, Schedule, Schedules
-from vlkd.training import StageInputs
+from vlkd.training import Answers, StageInputs
 
 TEXT, REGIONS, VOCABULARY, ANSWERS = 8, 4, 32, 5
 STUDENT_DIM, TEACHER_DIM = 10, 12
@@ -81,8 +81,8 @@ def make_inputs(task: str, fingerprint: str = "hand-made", **settings) -> StageI
         collate=collate,
         region_dims={"student": STUDENT_DIM, "teacher": TEACHER_DIM},
         vocab_size=VOCABULARY,
-        num_answers=ANSWERS if task == "vqa" else 0,
         fingerprint=fingerprint,
+        answers=Answers(torch.zeros(ANSWERS), [[5]] * ANSWERS, mask_id=None) if task == "vqa" else None,
     )
 
 

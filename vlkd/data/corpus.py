@@ -56,11 +56,11 @@ class Corpus:
         return len(self.keys)
 
     def texts(self) -> Iterator[str]:
-        """Every caption and every question."""
+        """Every caption, every question with its answer behind it."""
         for captions in self.captions:
             yield from captions
         for questions in self.questions:
-            yield from (question.text for question in questions)
+            yield from (f"{question.text} {question.answer}" for question in questions)
 
     def references(self) -> dict[str, list[str]]:
         """Key -> captions, as captioning metrics take them."""

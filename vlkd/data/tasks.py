@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Condition = Literal["picture", "none", "other"]
 """What a model is given: the picture itself, no tags and regions, or another picture's tags and regions."""
 
-MISMATCHED = 0.5  # of the pre-training pairs, as in Oscar
 _STREAMS: dict[Task, int] = {"pretraining": 0, "captioning": 1, "vqa": 2}
 _OTHER_PICTURE_SEED = 0
 
@@ -54,7 +53,7 @@ class _TaskSet(Dataset[Sample]):
         self.condition: Condition = condition
         self.collator = Collator(tokenizer, text, view, source, self.task)
         self._tokens = TokenIds.of(tokenizer)
-        self._rate, self._most_masked = text.masking, text.caption_masked
+        self._text = text
         shown = another_picture(len(corpus)) if condition == "other" else np.arange(len(corpus))
         self._shown = [corpus.keys[index] for index in shown]
         self._tags = self._tag_ids(source.tags(self._shown, view))
@@ -66,13 +65,13 @@ class _TaskSet(Dataset[Sample]):
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, _STREAMS[self.task], self.epoch, index))
 
-    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """[CLS] text [SEP] of each text, cut to the budget."""
+    def _encode(self, texts: Sequence[str], end: Sequence[int] = ()) -> list[np.ndarray]:
+        """[CLS] text end [SEP] of each text; the text is cut to the budget."""
         if not texts:
             return []
         words = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        most = self.collator.text_budget - 2
-        return [np.array([self._tokens.cls, *ids[:most], self._tokens.sep]) for ids in words]
+        most = self.collator.text_budget - 2 - len(end)
+        return [np.array([self._tokens.cls, *ids[:most], *end, self._tokens.sep]) for ids in words]
 
     def _tag_ids(self, tags: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """tags [SEP] of each picture, cut to the budget."""
@@ -93,7 +92,7 @@ class _TaskSet(Dataset[Sample]):
 
 
 class PretrainingSet(_TaskSet):
-    """One sample a picture and epoch: one of its captions, or, half of the time, one of another picture's.
+    """One sample a picture and epoch: one of its captions, or, half of the time by default, one of another picture's.
 
     As in Oscar, caption tokens and tags are both masked, and a mismatched caption is masked and modelled like any
     other: language stays worth learning where the picture is of no help. Only distillation leaves such pairs out.
@@ -101,11 +100,10 @@ class PretrainingSet(_TaskSet):
 
     task = "pretraining"
 
-    def __init__(self, *args, mismatched: float = MISMATCHED, **options) -> None:
+    def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
-        if mismatched > 0 and len(self.corpus) < 2:
+        if self._text.mismatched > 0 and len(self.corpus) < 2:
             raise VlkdError("Image-text matching needs captions of at least 2 pictures, but the corpus has 1.")
-        self.mismatched = mismatched
         self._captions = _by_picture(self._encode, self.corpus.captions)
 
     def __len__(self) -> int:
@@ -113,12 +111,13 @@ class PretrainingSet(_TaskSet):
 
     def __getitem__(self, index: int) -> Sample:
         rng = self._rng(index)
-        matched = bool(rng.random() >= self.mismatched)
+        matched = bool(rng.random() >= self._text.mismatched)
         source = index if matched else (index + int(rng.integers(1, len(self)))) % len(self)
         captions = self._captions[source]
-        text, text_labels = mask_tokens(captions[rng.integers(len(captions))], rng, self._tokens, self._rate)
+        caption = captions[rng.integers(len(captions))]
+        text, text_labels = mask_tokens(caption, rng, self._tokens, self._text.masking)
         picture = self._picture(index)
-        picture["tags"], tags_labels = mask_tokens(picture["tags"], rng, self._tokens, self._rate)
+        picture["tags"], tags_labels = mask_tokens(picture["tags"], rng, self._tokens, self._text.tags_masking)
         return Sample(**picture, text=text, text_labels=text_labels, tags_labels=tags_labels, matched=matched)
 
 
@@ -138,7 +137,7 @@ class CaptioningSet(_TaskSet):
         rng = self._rng(index)
         captions = self._captions[index]
         caption = captions[rng.integers(len(captions))]
-        text, labels = mask_caption(caption, rng, self._tokens, self._rate, self._most_masked)
+        text, labels = mask_caption(caption, rng, self._tokens, self._text.masking, self._text.caption_masked)
         return Sample(**self._picture(index), text=text, text_labels=labels)
 
     def prompts(self, indices: Sequence[int]) -> Batch:
@@ -148,7 +147,7 @@ class CaptioningSet(_TaskSet):
 
 
 class VQASet(_TaskSet):
-    """One sample a question; nothing is random.
+    """One sample a question, with a [MASK] behind it where the recipe's ``text.answer_from`` is "mask"; nothing is random.
 
     Attributes:
         questions: what sample i asks.
@@ -164,7 +163,8 @@ class VQASet(_TaskSet):
         self._pictures = [index for index, _ in asked]
         self.questions: list[Question] = [question for _, question in asked]
         self.keys = [self.corpus.keys[index] for index in self._pictures]
-        self._texts = self._encode([question.text for question in self.questions])
+        end = (self._tokens.mask,) if self._text.answer_from == "mask" else ()
+        self._texts = self._encode([question.text for question in self.questions], end)
 
     def __len__(self) -> int:
         return len(self.questions)

@@ -21,7 +21,9 @@ Model = TypeVar("Model", bound=VLPreTrainedModel)
 _HEADS = ("cls.", "classifier.", "bert.pooler.")
 
 
-def build_config(encoder: Encoder, region_dim: int, vocab_size: int, *, num_answers: int = 0) -> VLConfig:
+def build_config(
+    encoder: Encoder, region_dim: int, vocab_size: int, *, num_answers: int = 0, answer_mask_id: int | None = None
+) -> VLConfig:
     """The configuration of an encoder of the recipe's shape; everything else as in BERT.
 
     BERT draws its weights with a standard deviation of 0.02 at a width of 768. Narrower encoders keep the variance of
@@ -38,6 +40,7 @@ def build_config(encoder: Encoder, region_dim: int, vocab_size: int, *, num_answ
         attention_probs_dropout_prob=encoder.dropout,
         region_dim=region_dim,
         num_answers=num_answers,
+        answer_mask_id=answer_mask_id,
     )
 
 
@@ -47,10 +50,13 @@ def build_encoder(
     vocab_size: int,
     *,
     model_class: type[Model] = VLForPreTraining,
-    num_answers: int = 0,
+    **settings: Any,
 ) -> Model:
-    """A new model of the recipe's shape, initialised as BERT from torch's global generator: seed it first."""
-    return model_class(build_config(encoder, region_dim, vocab_size, num_answers=num_answers))
+    """A new model of the recipe's shape, initialised as BERT from torch's global generator: seed it first.
+
+    ``settings`` are the optional ones of :func:`build_config`.
+    """
+    return model_class(build_config(encoder, region_dim, vocab_size, **settings))
 
 
 def load_model(model_class: type[Model], folder: Path | str) -> Model:

@@ -11,9 +11,12 @@ class VLConfig(BertConfig):
     Attributes:
         region_dim: width F of a region feature, box geometry included (Oscar: 2048 + 6 = 2054).
         num_answers: size A of the answer vocabulary of :class:`~vlkd.models.VLForVQA`; 0 for the other models.
+        answer_mask_id: token id of the [MASK] behind a question, from whose state ``VLForVQA`` answers; None answers
+            from [CLS] through the pooler.
     """
 
     model_type = "vlkd"
 
     region_dim: int = 2054
     num_answers: int = 0
+    answer_mask_id: int | None = None

@@ -5,10 +5,12 @@ Legend: B batch, T text and tag tokens, R regions, L = T + R, D hidden width, V 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
-from transformers.models.bert.modeling_bert import BertOnlyMLMHead, BertPreTrainingHeads
+from transformers.models.bert.modeling_bert import BertOnlyMLMHead, BertPredictionHeadTransform, BertPreTrainingHeads
 from transformers.utils.generic import ModelOutput
 
 from vlkd.models.configuration import VLConfig
@@ -100,16 +102,38 @@ class VLForCaptioning(_LanguageModel):
 
 
 class VLForVQA(VLPreTrainedModel):
-    """[CLS] -> pooler -> dropout -> linear over the answer vocabulary."""
+    """A token's state -> dropout -> linear over the answer vocabulary.
+
+    The token is [CLS], through the pooler, as in Oscar; or, with ``config.answer_mask_id``, the last [MASK] of the text,
+    through the transform of the masked language head, as in VL-BERT (arXiv 1908.08530). The latter starts from
+    pre-trained weights all the way, the former from a pooler that has only seen image-text matching.
+    """
 
     def __init__(self, config: VLConfig) -> None:
         super().__init__(config)
         if config.num_answers < 1:
             raise ValueError(f"VLForVQA needs num_answers >= 1, but the configuration has {config.num_answers}")
-        self.bert = VLModel(config)
+        answers_from_mask = config.answer_mask_id is not None
+        self.bert = VLModel(config, add_pooling_layer=not answers_from_mask)
+        if answers_from_mask:  # under the name that it has in the other models, so that its weights are found
+            self.cls = nn.ModuleDict({"predictions": nn.ModuleDict({"transform": BertPredictionHeadTransform(config)})})
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_answers)
         self.post_init()
+
+    @torch.no_grad()
+    def start_answers(self, log_odds: Tensor, words: Sequence[Sequence[int]]) -> None:
+        """Start a new classifier as a guesser.
+
+        Its bias becomes the answers' log-odds [A]. Where a [MASK] answers, each answer's weights become the mean of the
+        word embeddings of its token ids ``words[a]``: the masked language head, whose decoder is these embeddings,
+        then predicts the answers as words.
+        """
+        self.classifier.bias.copy_(log_odds)
+        if self.config.answer_mask_id is not None:
+            embeddings = self.get_input_embeddings().weight
+            rows = [embeddings[torch.tensor(ids, device=embeddings.device)].mean(dim=0) for ids in words]
+            self.classifier.weight.copy_(torch.stack(rows))
 
     def forward(
         self,
@@ -121,4 +145,13 @@ class VLForVQA(VLPreTrainedModel):
     ) -> VLOutput:
         """Inputs as in :meth:`VLModel.forward`; ``logits`` is [B, A], one independent score an answer."""
         hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask)
-        return VLOutput(hidden, self.classifier(self.dropout(self.bert.pool(hidden))))
+        return VLOutput(hidden, self.classifier(self.dropout(self._summary(hidden, input_ids))))
+
+    def _summary(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
+        """[B, D]: the state that answers."""
+        if self.config.answer_mask_id is None:
+            return self.bert.pool(hidden)
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = ((input_ids == self.config.answer_mask_id) * places).argmax(dim=1)  # [B]
+        state = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return self.cls["predictions"]["transform"](state)

@@ -48,8 +48,15 @@ class Text(_Section):
     caption: int = Field(24, ge=4, description="[CLS] + caption + [SEP] (Oscar: 40)")
     question: int = Field(20, ge=4)
     tags: int = Field(16, ge=1, description="tags + [SEP] (Oscar: 30)")
-    masking: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are masked")
+    masking: float = Field(0.15, gt=0, lt=1, description="share of the caption's tokens that are masked")
+    tags_masking: float = Field(0.15, ge=0, lt=1, description="share of the tags that are masked in pre-training")
+    mismatched: float = Field(0.5, ge=0, lt=1, description="share of pre-training pairs with another picture's caption")
     caption_masked: int = Field(3, ge=1, description="most tokens masked in a caption when captioning (Oscar: 3)")
+    answer_from: Literal["cls", "mask"] = Field(
+        "cls",
+        description="the token whose state answers a question: [CLS] through the pooler (Oscar), or a [MASK] behind the "
+        "question (VL-BERT, arXiv 1908.08530), which starts from what masked language modelling taught",
+    )
 
 
 class Encoder(_Section):

@@ -362,10 +362,11 @@ PLAN: tuple[tuple[Form, ...], ...] = (
     (_which_thing,),
     (_which_thing, _existence),
     (_count_colour, _count_class),
-    (_count_colour, _count_class, _count_group, _count_all),
+    (_count_group, _count_all, _which_thing, _which_extent),
     (_existence,),
     (_what_is_beyond, _colour_beyond),
-    (_is_beside, _is_beside, _what_is_nearest, _what_is_extreme),
+    (_is_beside, _what_is_nearest, _what_is_extreme),
     (_more_of_colour, _more_of_class, _is_larger, _same_colour),
 )
-"""One question is tried from every row."""
+"""One question is tried from every row. Answers of the three types come about as often as in VQA v2, where 38 % are yes or
+no, 12 % numbers and 50 % others."""

@@ -1,7 +1,18 @@
 """The stages of the method on transformers' Trainer: pretrain, adapt, distill, finetune."""
 
-from vlkd.training.inputs import StageData, StageInputs
+from vlkd.training.inputs import Answers, StageData, StageInputs
 from vlkd.training.run import train, train_stage
 from vlkd.training.stages import Stage, adapt, distill, finetune, pretrain
 
-__all__ = ["Stage", "StageData", "StageInputs", "adapt", "distill", "finetune", "pretrain", "train", "train_stage"]
+__all__ = [
+    "Answers",
+    "Stage",
+    "StageData",
+    "StageInputs",
+    "adapt",
+    "distill",
+    "finetune",
+    "pretrain",
+    "train",
+    "train_stage",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,29 @@ import torch
 from torch import Tensor
 
 from vlkd.data import AnswerVocabulary, CaptioningSet, Corpus, PretrainingSet, RegionStore, VQASet
+from vlkd.data.masking import TokenIds
 from vlkd.recipes import Recipe
+from vlkd.recipes.schema import Text
 from vlkd.training.stages import Stage
 from vlkd.training.stream import EpochSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a new VQA head knows of its answers.
+
+    Attributes:
+        log_odds: [A], of each answer among the training questions.
+        words: the token ids of each answer.
+        mask_id: of the [MASK] behind a question, None where [CLS] answers.
+    """
+
+    log_odds: Tensor
+    words: Sequence[Sequence[int]]
+    mask_id: int | None
 
 
 @dataclass(frozen=True)
@@ -30,18 +47,21 @@ class StageInputs:
         collate: list of samples → batch.
         region_dims: ``student`` and ``teacher`` → width of their region features.
         vocab_size: of the tokenizer.
-        num_answers: of the answer vocabulary, 0 without questions.
         fingerprint: names all of it, for :class:`vlkd.runs.Run`.
-        answer_log_odds: [A], of each answer among the training questions; where a VQA head's bias starts.
+        answers: how a VQA head starts; None without questions.
     """
 
     samples: EpochSet
     collate: Callable[[list[Any]], dict[str, Tensor]]
     region_dims: Mapping[str, int]
     vocab_size: int
-    num_answers: int
     fingerprint: str
-    answer_log_odds: Tensor | None = None
+    answers: Answers | None = None
+
+    @property
+    def num_answers(self) -> int:
+        """Size of the answer vocabulary, 0 without questions."""
+        return len(self.answers.words) if self.answers else 0
 
 
 @dataclass(frozen=True)
@@ -63,12 +83,11 @@ class StageData:
     def inputs(self, recipe: Recipe, stage: Stage) -> StageInputs:
         """The training samples of ``stage``."""
         common = (self.corpora["train"], self.store, self.tokenizer, recipe.text, stage.view)
-        num_answers, log_odds = 0, None
+        answers = None
         if stage.task == "vqa":
-            answers = AnswerVocabulary.of_corpus(self.corpora["train"])
-            num_answers = len(answers)
-            samples = VQASet(*common, seed=self.seed, answers=answers)
-            log_odds = torch.from_numpy(answers.log_odds(self.corpora["train"]))
+            vocabulary = AnswerVocabulary.of_corpus(self.corpora["train"])
+            samples = VQASet(*common, seed=self.seed, answers=vocabulary)
+            answers = self._answers(vocabulary, recipe.text)
         else:
             kind = {"pretraining": PretrainingSet, "captioning": CaptioningSet}[stage.task]
             samples = kind(*common, seed=self.seed)
@@ -77,10 +96,15 @@ class StageData:
             samples.collator,
             {"student": self.store.student_dim, "teacher": self.store.teacher_dim},
             len(self.tokenizer),
-            num_answers,
             self.fingerprint,
-            log_odds,
+            answers,
         )
+
+    def _answers(self, vocabulary: AnswerVocabulary, text: Text) -> Answers:
+        log_odds = torch.from_numpy(vocabulary.log_odds(self.corpora["train"]))
+        words = self.tokenizer(list(vocabulary.answers), add_special_tokens=False)["input_ids"]
+        mask_id = TokenIds.of(self.tokenizer).mask if text.answer_from == "mask" else None
+        return Answers(log_odds, words, mask_id)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -113,20 +113,16 @@ def build_trainer(folder: Path, recipe: Recipe, stage: Stage, inputs: StageInput
 
 
 def _build_model(recipe: Recipe, stage: Stage, inputs: StageInputs) -> PreTrainedModel:
-    model_class = _CLASSES[stage.task]
+    model_class, answers = _CLASSES[stage.task], inputs.answers
+    settings = {} if answers is None else {"num_answers": len(answers.words), "answer_mask_id": answers.mask_id}
     if stage.start is not None:
-        model = start_from(model_class, stage.start, num_answers=inputs.num_answers)
+        model = start_from(model_class, stage.start, **settings)
     else:
-        model = build_encoder(
-            stage.encoder(recipe),
-            inputs.region_dims[stage.role],
-            inputs.vocab_size,
-            model_class=model_class,
-            num_answers=inputs.num_answers,
-        )
-    if isinstance(model, VLForVQA) and inputs.answer_log_odds is not None:
-        with torch.no_grad():
-            model.classifier.bias.copy_(inputs.answer_log_odds)
+        region_dim = inputs.region_dims[stage.role]
+        encoder = stage.encoder(recipe)
+        model = build_encoder(encoder, region_dim, inputs.vocab_size, model_class=model_class, **settings)
+    if isinstance(model, VLForVQA) and answers is not None:
+        model.start_answers(answers.log_odds, answers.words)
     return model
 
 
