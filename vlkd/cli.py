@@ -60,6 +60,12 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Renders and trains another world.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Every stage, two minutes, models that learn little.")] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Stages that run side by side; by default one for every core up to four, or one on a GPU."
+        ),
+    ] = None,
     from_scratch: Annotated[
         bool,
         typer.Option("--from-scratch", help="Train the detectors too (an hour on two cores), not the shipped weights."),
@@ -83,7 +89,7 @@ def demo(
     recipe = load_recipe("quick" if quick else "demo", changes)
     suffix = f"-seed{seed}" if seed else ""
     folder = out or Path("runs") / f"{recipe.name}{suffix}"
-    page = run_method(recipe, folder, command=_command_line())
+    page = run_method(recipe, folder, _command_line(), jobs)
     typer.echo(f"The page: {page}")
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from vlkd.data import AnswerVocabulary
-from vlkd.evaluation import Exam, JavaMetrics, examine_answerer, examine_captioner
+from vlkd.evaluation import Exam, examine_answerer, examine_captioner
 from vlkd.models import VLForCaptioning, VLForVQA, load_model
 from vlkd.pipeline.method import Trained
-from vlkd.progress import track
-from vlkd.recipes import Recipe
-from vlkd.runs import Run, write_atomically
+from vlkd.pipeline.workshop import Workshop
+from vlkd.runs import Run
 from vlkd.training import StageData
 
 SPLITS = ("validation", "test")
@@ -52,43 +49,38 @@ def candidates(models: dict[str, Trained]) -> list[Candidate]:
     ]
 
 
-def examine_all(recipe: Recipe, folder: Path, rows: list[Candidate], data: StageData) -> dict[str, Any]:
-    """Split -> model -> {"parameters", "captioning", "vqa"}: what ``vlkd.evaluation`` found, and ``seconds``.
+def examine(workshop: Workshop, row: Candidate, split: str) -> dict[str, Any]:
+    """``parameters``, ``captioning`` and ``vqa`` of a model: what ``vlkd.evaluation`` found on ``split``.
 
-    Kept in ``folder/evaluation``; examined again only if a model or the settings changed.
+    Kept in ``evaluation/<split>/<model>``. METEOR and SPICE, where Java is there, are computed on the test split only.
     """
-    settings = {"evaluation": recipe.evaluation.model_dump(), "seed": recipe.seed, "models": [row.name for row in rows]}
-    run = Run.begin(folder / "evaluation", settings, _fingerprint(rows, data))
-    found = run.folder / "found.json"
-    if run.finished:
-        return json.loads(found.read_text(encoding="utf-8"))
-    started = time.monotonic()
-    answers = AnswerVocabulary.of_corpus(data.corpora["train"])
-    answers.save(folder / "answers.json")
-    results: dict[str, Any] = {}
-    with JavaMetrics() as java:
-        for split, row in track([(split, row) for split in SPLITS for row in rows], "evaluation"):
-            exam = Exam(recipe, data.corpora[split], data.store, data.tokenizer, answers)
-            results.setdefault(split, {})[row.name] = _examine(row.trained, exam, java)
-    results["seconds"] = time.monotonic() - started
-    write_atomically(found, json.dumps(results))
-    run.finish(seconds=results["seconds"])
-    return results
+    data = workshop.data
+    settings = {"evaluation": workshop.recipe.evaluation.model_dump(), "seed": workshop.recipe.seed}
+    folder = workshop.folder / "evaluation" / split / _slug(row.name)
+    run = Run.begin(folder, settings, _fingerprint(row, data))
+    if not run.finished:
+        started = time.monotonic()
+        answers = AnswerVocabulary.load(workshop.folder / "answers.json")
+        exam = Exam(workshop.recipe, data.corpora[split], data.store, data.tokenizer, answers)
+        captioner = load_model(VLForCaptioning, row.trained.folders["captioning"])
+        answerer = load_model(VLForVQA, row.trained.folders["vqa"])
+        java = workshop.java if split == "test" else None
+        role, view = row.trained.role, row.trained.view
+        run.finish(
+            parameters=captioner.num_parameters(),
+            captioning=examine_captioner(captioner, role, view, exam, java=java),
+            vqa=examine_answerer(answerer, role, view, exam),
+            seconds=time.monotonic() - started,
+        )
+    return run.results()
 
 
-def _examine(trained: Trained, exam: Exam, java: JavaMetrics) -> dict[str, Any]:
-    captioner = load_model(VLForCaptioning, trained.folders["captioning"])
-    answerer = load_model(VLForVQA, trained.folders["vqa"])
-    return {
-        "parameters": captioner.num_parameters(),
-        "captioning": examine_captioner(captioner, trained.role, trained.view, exam, java=java),
-        "vqa": examine_answerer(answerer, trained.role, trained.view, exam),
-    }
+def _slug(name: str) -> str:
+    return "-".join(name.replace(",", "").split())
 
 
-def _fingerprint(rows: list[Candidate], data: StageData) -> str:
+def _fingerprint(row: Candidate, data: StageData) -> str:
     digest = hashlib.sha256(data.fingerprint.encode())
-    for row in rows:
-        for weights in row.trained.folders.values():
-            digest.update((weights / "model.safetensors").read_bytes())
+    for weights in row.trained.folders.values():
+        digest.update((weights / "model.safetensors").read_bytes())
     return digest.hexdigest()[:16]

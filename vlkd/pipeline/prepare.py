@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlkd.data import Corpus, RegionStore, load_tokenizer, train_tokenizer, write_store
+from vlkd.data import AnswerVocabulary, Corpus, RegionStore, load_tokenizer, train_tokenizer, write_store
 from vlkd.progress import track
 from vlkd.recipes import Recipe
 from vlkd.regions import FasterRCNNWithAttributes, ap50, extract, fit_detectors, load_detectors, load_packaged_detectors
@@ -46,6 +46,8 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     corpora = {split: Corpus.load(folder / "regions" / f"{split}.json") for split in SPLITS}
     if not (folder / "tokenizer").is_dir():
         train_tokenizer(corpora["train"].texts(), recipe.text.vocabulary).save_pretrained(folder / "tokenizer")
+    if not (folder / "answers.json").is_file():
+        AnswerVocabulary.of_corpus(corpora["train"]).save(folder / "answers.json")
     data = StageData(store, corpora, load_tokenizer(folder / "tokenizer"), recipe.seed)
     return Prepared(data, regions["ap50"], regions["seconds"])
 

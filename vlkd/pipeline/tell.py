@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from vlkd.data import AnswerVocabulary, VQASet
 from vlkd.evaluation import paired_bootstrap
 from vlkd.models import VLForVQA, load_model
 from vlkd.pipeline.examine import Candidate
-from vlkd.pipeline.method import Done
+from vlkd.pipeline.method import Job
 from vlkd.pipeline.prepare import Prepared
 from vlkd.recipes import Recipe
 from vlkd.regions import Regions
@@ -37,7 +38,12 @@ _COMPARED = (
 
 
 def report_data(
-    recipe: Recipe, prepared: Prepared, done: list[Done], rows: list[Candidate], found: dict[str, Any], command: str
+    recipe: Recipe,
+    prepared: Prepared,
+    jobs: Sequence[Job],
+    rows: list[Candidate],
+    found: dict[str, dict[str, Any]],
+    command: str,
 ) -> ReportData:
     """Everything the page shows, of the test split; sample pictures are its first, not chosen ones."""
     test = found["test"]
@@ -56,7 +62,7 @@ def report_data(
             for first_name, second_name in _COMPARED
             for comparison in _compare(test, first_name, second_name)
         ),
-        stages=tuple(_stages(prepared, done, found)),
+        stages=tuple(_stages(prepared, jobs, found)),
         samples=tuple(_samples(recipe, prepared, rows, test)),
         attention=tuple(_attention(recipe, prepared, rows)),
         unavailable=first["captioning"]["picture"]["unavailable"],
@@ -85,24 +91,25 @@ def _compare(test: dict[str, Any], first: str, second: str) -> list[Comparison]:
     ]
 
 
-def _stages(prepared: Prepared, done: list[Done], found: dict[str, Any]) -> list[StageRecord]:
+def _stages(prepared: Prepared, jobs: Sequence[Job], found: dict[str, dict[str, Any]]) -> list[StageRecord]:
     ap50 = prepared.ap50
     regions = f"AP50 {100 * ap50['student']:.1f} (student) and {100 * ap50['teacher']:.1f} (teacher)"
     names = {"adapted": "adapted teacher", "distilled": "distilled student"}
     records = [StageRecord("regions", "regions", "both detectors", prepared.seconds, result=regions)]
-    for stage in done:
-        results = Run.open(stage.folder).results()
+    for job in jobs:
+        results = Run.open(job.folder).results()
         records.append(
             StageRecord(
-                f"{stage.model}/{stage.folder.name}",
-                stage.stage.task,
-                names.get(stage.model, stage.model),
+                job.name,
+                job.stage.task,
+                names.get(job.model, job.model),
                 results["seconds"],
-                metrics=stage.folder / "metrics.jsonl",
-                result=f"{stage.stage.schedule.steps} steps",
+                metrics=job.folder / "metrics.jsonl",
+                result=f"{job.stage.schedule.steps} steps of {job.stage.schedule.batch} samples",
             )
         )
-    records.append(StageRecord("evaluation", "evaluation", "all models", found["seconds"]))
+    seconds = sum(examined["seconds"] for rows in found.values() for examined in rows.values())
+    records.append(StageRecord("evaluation", "evaluation", "all models", seconds))
     return records
 
 

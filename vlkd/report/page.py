@@ -179,7 +179,8 @@ def _stage_table(stages: Iterable[StageRecord]) -> str:
     return (
         '<div class="scroll"><table><thead><tr><th>stage</th><th style="text-align:left">model</th>'
         '<th style="text-align:left">outcome</th><th>time</th></tr></thead>'
-        f"<tbody>{lines}<tr><th>all stages</th><td></td><td></td><td>{total}</td></tr></tbody></table></div>"
+        f"<tbody>{lines}<tr><th>all stages, added up</th><td></td><td></td><td>{total}</td></tr></tbody></table></div>"
+        "<p>Stages that do not wait for each other run side by side, so the whole took less time than its parts.</p>"
     )
 
 
