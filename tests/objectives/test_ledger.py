@@ -66,11 +66,11 @@ def test_a_term_that_dwarfs_the_others_is_told_once(caplog: pytest.LogCaptureFix
     ledger = Ledger({"language": 1.0, "hidden": 1.0})
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            _row(ledger, [1.0, 1.0], [1.0, 99.0])
+            _row(ledger, [1.0, 1.0], [1.0, 999.0])
         assert not caplog.records
         for _ in range(4):
-            _row(ledger, [1.0, 1.0], [1.0, 99.0])
-    assert len(caplog.records) == 1 and "'hidden' holds 99.0 %" in caplog.text
+            _row(ledger, [1.0, 1.0], [1.0, 999.0])
+    assert len(caplog.records) == 1 and "'hidden' holds 99.9 %" in caplog.text
 
 
 def test_balanced_terms_a_term_alone_and_an_empty_queue_are_not_told(caplog: pytest.LogCaptureFixture) -> None:

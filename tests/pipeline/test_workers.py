@@ -71,7 +71,7 @@ def test_a_users_mistake_comes_back_as_itself_and_ends_the_rest(recipe, tmp_path
         Work("long", sleep),
         Work("never", partial(note, name="never"), ("bad",)),
     ]
-    with pytest.raises(VlkdError, match="^the sentence for the user$"):
+    with pytest.raises(VlkdError, match=r"^the sentence for the user$"):
         do_all(works, recipe, tmp_path, workers)
     assert not (tmp_path / "never").exists()
     assert not active_children()

@@ -13,7 +13,7 @@ from torch import Tensor
 _logger = logging.getLogger(__name__)
 
 #: A term with more than this share of the gradient ...
-DWARFING_SHARE = 0.95
+DWARFING_SHARE = 0.99
 #: ... in this many measurements in a row dwarfs the others.
 DWARFING_ROWS = 3
 

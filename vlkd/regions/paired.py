@@ -188,7 +188,8 @@ def check_features(key: str, name: str, features: np.ndarray, boxes: np.ndarray,
         raise VlkdError(f"Picture '{key}': {len(boxes)} boxes but {len(features)} rows of {name}: each box needs one.")
     expected = geometry(boxes, width, height)
     written = features[:, -GEOMETRY_DIM:]
-    differing = np.flatnonzero(~np.isclose(written, expected, rtol=0, atol=_GEOMETRY_TOLERANCE).all(axis=1))
+    fits = np.abs(written - expected) <= _GEOMETRY_TOLERANCE  # NaN fits nothing
+    differing = np.flatnonzero(~fits.all(axis=1))
     if len(differing):
         row = int(differing[0])
         raise VlkdError(
