@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from vlkd.errors import VlkdError
 from vlkd.runs import versions
 
 
@@ -86,10 +86,11 @@ def _backends() -> Iterator[Finding]:
 
 
 def _metrics() -> Iterator[Finding]:
-    java = shutil.which("java")
-    if java is None:
-        yield Finding("METEOR, SPICE", "not computed: no Java", True, "put a Java runtime on the PATH to get them")
-        return
-    version = subprocess.run([java, "-version"], capture_output=True, text=True, check=False)
-    lines = (version.stderr or version.stdout).splitlines()
-    yield Finding("Java (METEOR, SPICE)", lines[0] if lines else f"{java} prints no version", version.returncode == 0)
+    from vlkd.evaluation.java_metrics import JAVA_METRICS, why_not
+
+    for name in JAVA_METRICS:
+        try:
+            reason = why_not(name)
+        except VlkdError as error:  # the scorers' package is not installed
+            reason = str(error)
+        yield Finding(f"{name} of captions", "computed" if reason is None else "left out", True, reason or "")

@@ -56,6 +56,18 @@ def test_the_doctor_says_which_backend_each_operator_uses(vlkd):
     assert "8, ., 0" not in shown.stdout
 
 
+@pytest.mark.parametrize(("reason", "state"), [(None, "computed"), ("it needs a thing", "left out")])
+def test_the_doctor_says_why_a_metric_is_left_out(monkeypatch, reason, state):
+    from vlkd import doctor
+    from vlkd.evaluation import java_metrics
+
+    monkeypatch.setattr(java_metrics, "why_not", lambda name: reason if name == "SPICE" else None)
+    findings = {finding.subject: finding for finding in doctor.examine()}
+    assert findings["SPICE of captions"].state == state
+    assert findings["SPICE of captions"].advice == (reason or "")
+    assert findings["METEOR of captions"].state == "computed"
+
+
 @pytest.fixture
 def mistakes(quick_run, tmp_path):
     broken = tmp_path / "broken.png"
