@@ -101,6 +101,18 @@ class VLForCaptioning(_LanguageModel):
         return VLOutput(hidden, self._language_logits(hidden, input_ids.shape[1], logit_positions))
 
 
+class _MaskTransform(nn.Module):
+    """The transform of the masked language head without its decoder, named as there, so that its weights are found."""
+
+    def __init__(self, config: VLConfig) -> None:
+        super().__init__()
+        self.predictions = nn.ModuleDict({"transform": BertPredictionHeadTransform(config)})
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``hidden`` [..., D] -> [..., D]."""
+        return self.predictions["transform"](hidden)
+
+
 class VLForVQA(VLPreTrainedModel):
     """A token's state -> dropout -> linear over the answer vocabulary.
 
@@ -115,8 +127,8 @@ class VLForVQA(VLPreTrainedModel):
             raise ValueError(f"VLForVQA needs num_answers >= 1, but the configuration has {config.num_answers}")
         answers_from_mask = config.answer_mask_id is not None
         self.bert = VLModel(config, add_pooling_layer=not answers_from_mask)
-        if answers_from_mask:  # under the name that it has in the other models, so that its weights are found
-            self.cls = nn.ModuleDict({"predictions": nn.ModuleDict({"transform": BertPredictionHeadTransform(config)})})
+        if answers_from_mask:
+            self.cls = _MaskTransform(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_answers)
         self.post_init()
@@ -131,7 +143,7 @@ class VLForVQA(VLPreTrainedModel):
         """
         self.classifier.bias.copy_(log_odds)
         if self.config.answer_mask_id is not None:
-            embeddings = self.get_input_embeddings().weight
+            embeddings = self.bert.get_input_embeddings().weight
             rows = [embeddings[torch.tensor(ids, device=embeddings.device)].mean(dim=0) for ids in words]
             self.classifier.weight.copy_(torch.stack(rows))
 
@@ -154,4 +166,4 @@ class VLForVQA(VLPreTrainedModel):
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = ((input_ids == self.config.answer_mask_id) * places).argmax(dim=1)  # [B]
         state = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        return self.cls["predictions"]["transform"](state)
+        return self.cls(state)

@@ -14,21 +14,21 @@ class _Section(BaseModel):
 class World(_Section):
     """The rendered pictures (``vlkd.scenes``)."""
 
-    picture_size: int = Field(192, ge=64, le=512, description="side of a rendered picture, pixels")
-    train: int = Field(1200, ge=1, description="pictures to train on")
-    validation: int = Field(200, ge=1)
-    test: int = Field(240, ge=1)
+    picture_size: int = Field(default=192, ge=64, le=512, description="side of a rendered picture, pixels")
+    train: int = Field(default=1200, ge=1, description="pictures to train on")
+    validation: int = Field(default=200, ge=1)
+    test: int = Field(default=240, ge=1)
 
 
 class Detector(_Section):
     """A torchvision Faster R-CNN."""
 
     backbone: Literal["resnet10", "shufflenet"] = "resnet10"
-    input_size: int = Field(192, ge=64, le=1333, description="side the picture is resized to, pixels")
-    feature_dim: int = Field(256, ge=16, description="width of the box head's output")
-    steps: int = Field(3000, ge=1, description="optimizer steps when trained from scratch")
-    batch: int = Field(8, ge=1)
-    lr: float = Field(2e-3, gt=0)
+    input_size: int = Field(default=192, ge=64, le=1333, description="side the picture is resized to, pixels")
+    feature_dim: int = Field(default=256, ge=16, description="width of the box head's output")
+    steps: int = Field(default=3000, ge=1, description="optimizer steps when trained from scratch")
+    batch: int = Field(default=8, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
 
 
 class Detectors(_Section):
@@ -37,23 +37,29 @@ class Detectors(_Section):
     weights: Literal["packaged", "train"] = "packaged"
     student: Detector = Detector(backbone="shufflenet", input_size=112, feature_dim=128)
     teacher: Detector = Detector(backbone="resnet10", input_size=192, feature_dim=256)
-    max_regions: int = Field(12, ge=1, description="regions kept per picture (the paper: 50)")
-    score_threshold: float = Field(0.2, ge=0, lt=1)
+    max_regions: int = Field(default=12, ge=1, description="regions kept per picture (the paper: 50)")
+    score_threshold: float = Field(default=0.2, ge=0, lt=1)
 
 
 class Text(_Section):
     """Token budgets, all in WordPieces."""
 
-    vocabulary: int = Field(600, ge=64)
-    caption: int = Field(24, ge=4, description="[CLS] + caption + [SEP] (Oscar: 40)")
-    question: int = Field(20, ge=4)
-    tags: int = Field(16, ge=1, description="tags + [SEP] (Oscar: 30)")
-    masking: float = Field(0.15, gt=0, lt=1, description="share of the caption's tokens that are masked")
-    tags_masking: float = Field(0.15, ge=0, lt=1, description="share of the tags that are masked in pre-training")
-    mismatched: float = Field(0.5, ge=0, lt=1, description="share of pre-training pairs with another picture's caption")
-    caption_masked: int = Field(3, ge=1, description="most tokens masked in a caption when captioning (Oscar: 3)")
+    vocabulary: int = Field(default=600, ge=64)
+    caption: int = Field(default=24, ge=4, description="[CLS] + caption + [SEP] (Oscar: 40)")
+    question: int = Field(default=20, ge=4)
+    tags: int = Field(default=16, ge=1, description="tags + [SEP] (Oscar: 30)")
+    masking: float = Field(default=0.15, gt=0, lt=1, description="share of the caption's tokens that are masked")
+    tags_masking: float = Field(
+        default=0.15, ge=0, lt=1, description="share of the tags that are masked in pre-training"
+    )
+    mismatched: float = Field(
+        default=0.5, ge=0, lt=1, description="share of pre-training pairs with another picture's caption"
+    )
+    caption_masked: int = Field(
+        default=3, ge=1, description="most tokens masked in a caption when captioning (Oscar: 3)"
+    )
     answer_from: Literal["cls", "mask"] = Field(
-        "cls",
+        default="cls",
         description="the token whose state answers a question: [CLS] through the pooler (Oscar), or a [MASK] behind the "
         "question (VL-BERT, arXiv 1908.08530), which starts from what masked language modelling taught",
     )
@@ -66,7 +72,7 @@ class Encoder(_Section):
     width: int = Field(ge=8)
     heads: int = Field(ge=1)
     ffn: int = Field(ge=8)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Encoder:
@@ -78,29 +84,31 @@ class Encoder(_Section):
 class Distillation(_Section):
     """Weights and settings of L_ATT, L_HID and L_CLS (arXiv 2104.02096)."""
 
-    alpha: float = Field(1.0, ge=0, description="weight of the attention loss")
-    beta: float = Field(1.0, ge=0, description="weight of the hidden loss")
-    gamma: float = Field(1.0, ge=0, description="weight of the class loss, fine-tuning only")
+    alpha: float = Field(default=1.0, ge=0, description="weight of the attention loss")
+    beta: float = Field(default=1.0, ge=0, description="weight of the hidden loss")
+    gamma: float = Field(default=1.0, ge=0, description="weight of the class loss, fine-tuning only")
     distance: Literal["mse", "kl"] = "mse"
-    temperature: float = Field(0.07, gt=0, description="tau of the token NCE")
-    class_temperature: float = Field(1.0, gt=0, description="tau_d of the class loss")
-    queue_size: int = Field(4096, ge=0, description="K, rows of teacher hidden states")
-    queue_tokens: int = Field(512, ge=1, description="most tokens enqueued an optimizer step, drawn uniformly")
-    in_batch: bool = Field(False, description="the other tokens of the batch are negatives too")
+    temperature: float = Field(default=0.07, gt=0, description="tau of the token NCE")
+    class_temperature: float = Field(default=1.0, gt=0, description="tau_d of the class loss")
+    queue_size: int = Field(default=4096, ge=0, description="K, rows of teacher hidden states")
+    queue_tokens: int = Field(default=512, ge=1, description="most tokens enqueued an optimizer step, drawn uniformly")
+    in_batch: bool = Field(default=False, description="the other tokens of the batch are negatives too")
 
 
 class Schedule(_Section):
     """One training stage: AdamW, linear decay."""
 
     steps: int = Field(ge=1, description="optimizer steps")
-    batch: int = Field(64, ge=1, description="samples an optimizer step, all accumulated micro-batches together")
-    accumulation: int = Field(1, ge=1, description="micro-batches the batch is split into")
-    lr: float = Field(5e-5, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    save_every: int = Field(100, ge=1, description="steps between checkpoints")
-    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    batch: int = Field(
+        default=64, ge=1, description="samples an optimizer step, all accumulated micro-batches together"
+    )
+    accumulation: int = Field(default=1, ge=1, description="micro-batches the batch is split into")
+    lr: float = Field(default=5e-5, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps")
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
+    save_every: int = Field(default=100, ge=1, description="steps between checkpoints")
+    log_every: int = Field(default=10, ge=1, description="steps between lines of metrics.jsonl")
 
     @model_validator(mode="after")
     def _accumulation_divides_batch(self) -> Schedule:
@@ -122,16 +130,16 @@ class Schedules(_Section):
 
 
 class Evaluation(_Section):
-    beam: int = Field(3, ge=1, description="beam width of captioning; 1 is greedy (the paper: 5)")
-    max_tokens: int = Field(20, ge=1, description="longest generated caption (Oscar: 20)")
-    batch: int = Field(64, ge=1)
+    beam: int = Field(default=3, ge=1, description="beam width of captioning; 1 is greedy (the paper: 5)")
+    max_tokens: int = Field(default=20, ge=1, description="longest generated caption (Oscar: 20)")
+    batch: int = Field(default=64, ge=1)
 
 
 class Recipe(_Section):
     """All settings of one run of the whole method."""
 
     name: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     world: World = World()
     detectors: Detectors = Detectors()
     text: Text = Text()

@@ -7,6 +7,9 @@ safe. Every sum has one owner and one order, so results repeat bit for bit. The 
 Shapes: N tokens, E embedding width, K negatives; C tokens of one chunk.
 """
 
+# Triton gives a launch the signature of its kernel, which is not that of a launch.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from typing import NamedTuple
