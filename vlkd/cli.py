@@ -14,12 +14,12 @@ from vlkd.errors import VlkdError
 app = typer.Typer(
     name="vlkd",
     help="Compress visual-linguistic transformers by knowledge distillation (DistillVLM, arXiv 2104.02096).\n\n"
-    "Start with [bold]vlkd demo --quick[/bold]: every stage of the method, in two minutes, on pictures that it renders "
-    "itself. Then [bold]vlkd demo[/bold] trains for real, and [bold]vlkd caption[/bold] and [bold]vlkd answer[/bold] "
+    "Start with `vlkd demo --quick`: every stage of the method, in two minutes, on pictures that it renders "
+    "itself. Then `vlkd demo` trains for real, and `vlkd caption` and `vlkd answer` "
     "use its models.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
@@ -116,7 +116,7 @@ def doctor() -> None:
 def caption(picture: PictureArgument, run: RunOption = Path("runs/demo"), model: ModelOption = Model.distilled) -> None:
     """Describe a picture with a model of a finished run.
 
-    The models know the rendered world only; [bold]vlkd render[/bold] makes pictures of it. A photograph gets a caption too,
+    The models know the rendered world only; `vlkd render` makes pictures of it. A photograph gets a caption too,
     in the words of that world.
     """
     from vlkd.pipeline import FinishedRun
@@ -145,7 +145,7 @@ def render(
     split: Annotated[Split, typer.Option(help="Which part of that world.")] = Split.test,
     size: Annotated[int, typer.Option(min=64, max=512, help="Side of a picture in pixels.")] = 192,
 ) -> None:
-    """Draw pictures of the rendered world, for trying [bold]vlkd caption[/bold] and [bold]vlkd answer[/bold]."""
+    """Draw pictures of the rendered world, for trying `vlkd caption` and `vlkd answer`."""
     from vlkd.scenes import save_pictures
 
     for path in save_pictures(folder, seed, split.value, range(count), size):
