@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from vlkd.data import AnswerVocabulary, CaptioningSet, PretrainingSet, VQASet, model_inputs, picture_id
-from vlkd.data.collate import captioning_mask
-from vlkd.errors import VlkdError
 
 B, C, Q, G, R = 6, 12, 10, 5, 4  # pictures, caption, question and tag budgets, regions
 FEATURES = {"student_regions": 11, "teacher_regions": 13}
@@ -147,27 +145,3 @@ def test_prompts_hold_the_start_the_tags_and_the_regions(batch_of, tokenizer) ->
     assert not prompts["valid"][:, 1:C].any()
     assert torch.equal(prompts["input_ids"][:, C:], full["input_ids"][[2, 0], C:])
     assert torch.equal(prompts["student_regions"], full["student_regions"][[2, 0]])
-
-
-def test_a_step_of_generation_is_laid_out_as_training_was(batch_of, tokenizer) -> None:
-    dataset, _ = batch_of(CaptioningSet)
-    prompts = dataset.prompts([4, 1])
-    rows, words = torch.tensor([0, 0, 1]), torch.tensor([[7, 8], [9, 8], [6, 7]])
-    step = dataset.collator.caption_step(prompts, rows, words)
-    first, mask = tokenizer.cls_token_id, tokenizer.mask_token_id
-    assert step["input_ids"][:, :4].tolist() == [[first, 7, 8, mask], [first, 9, 8, mask], [first, 6, 7, mask]]
-    assert step["position_ids"][0].tolist() == [0, 1, 2, 3, *range(C, C + G)]
-    assert step["token_type_ids"][0].tolist() == [0] * 4 + [1] * G
-    kept = [0, 1, 2, 3, *range(C, C + G + R)]
-    valid = prompts["valid"][rows][:, kept].index_fill(1, torch.arange(4), True)
-    structure = captioning_mask(C, G + R)[kept][:, kept]
-    assert torch.equal(step["attention_mask"], structure & valid[:, None, :] & valid[:, :, None])
-    assert torch.equal(step["teacher_regions"], prompts["teacher_regions"][rows])
-
-
-def test_a_caption_longer_than_training_knew_is_refused(batch_of) -> None:
-    dataset, _ = batch_of(CaptioningSet)
-    prompts = dataset.prompts([0])
-    dataset.collator.caption_step(prompts, torch.tensor([0]), torch.full((1, C - 2), 7))
-    with pytest.raises(VlkdError, match=r"set evaluation\.max_tokens to 10 or less"):
-        dataset.collator.caption_step(prompts, torch.tensor([0]), torch.full((1, C - 1), 7))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vlkd.data import CaptioningSet, VQASet, model_inputs
+from vlkd.data.collate import captioning_mask
 from vlkd.errors import VlkdError
 from vlkd.evaluation import answer_questions, beam_search, generate_captions
 from vlkd.evaluation.generation import search_captions
@@ -17,13 +18,34 @@ def make_set(exam, condition="picture", view="paired"):
     return CaptioningSet(exam.corpus, exam.source, exam.tokenizer, exam.recipe.text, view, condition=condition)
 
 
+def step_by_hand(collator, prompts, rows, words):
+    """``[CLS] words [MASK] | tags | regions`` of each hypothesis, every token where training put it.
+
+    ``rows`` [N] names the prompt that a hypothesis continues, ``words`` [N, t] are its words so far.
+    """
+    budget, length = collator.text_budget, words.shape[1] + 2
+    words = torch.nn.functional.pad(words, (1, 0), value=collator.tokens.cls)
+    words = torch.nn.functional.pad(words, (0, 1), value=collator.tokens.mask)  # [N, t + 2]
+    caption = {
+        "input_ids": words,
+        "token_type_ids": torch.zeros_like(words),
+        "position_ids": torch.arange(length).expand_as(words),
+        "valid": torch.ones_like(words, dtype=torch.bool),
+    }
+    batch = {name: torch.cat((x, prompts[name][rows, budget:]), dim=1) for name, x in caption.items()}
+    valid = batch["valid"]
+    structure = captioning_mask(length, valid.shape[1] - length)
+    batch["attention_mask"] = structure & valid[:, None, :] & valid[:, :, None]
+    return batch | {name: prompts[name][rows] for name in prompts if name.endswith("_regions")}
+
+
 def uncached_scorer(model, dataset, prompts):
     """Every step as one forward pass over caption, tags and regions, in the collator's own layout."""
     tokenizer = dataset.tokenizer
     special = [token for token in tokenizer.all_special_ids if token != tokenizer.sep_token_id]
 
     def next_scores(tokens, pictures, parents):
-        batch = dataset.collator.caption_step(prompts, pictures, tokens)
+        batch = step_by_hand(dataset.collator, prompts, pictures, tokens)
         logits = model(**model_inputs(batch, "student")).logits[:, 1 + tokens.shape[1]].float()
         logits[:, special] = -torch.inf
         return logits.log_softmax(1)

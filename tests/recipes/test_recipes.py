@@ -26,6 +26,7 @@ def test_overrides_reach_nested_keys_with_their_types():
         ("student.width=nine", r"'student.width'.*integer.*'nine'"),
         ("student.width=30", r"width 30 must be a multiple of heads 4"),
         ("student.heads=2", r"teacher.heads \(4\) and student.heads \(2\) must be equal"),
+        ("evaluation.max_tokens=23", r"max_tokens \(23\) may be at most 18"),
         ("distillation.temperature=0", r"'distillation.temperature'.*greater than 0"),
         ("schedules.teacher.batch=0", r"'schedules.teacher.batch'"),
         ("width", r"written key=value"),

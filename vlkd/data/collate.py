@@ -19,7 +19,6 @@ from torch import Tensor
 
 from vlkd.data.masking import IGNORED, TokenIds
 from vlkd.data.store import RegionSource, View
-from vlkd.errors import VlkdError
 from vlkd.recipes.schema import Text
 from vlkd.regions.paired import PairedRegions, Regions
 
@@ -105,46 +104,6 @@ class Collator:
         if answers:
             batch["answers"] = torch.from_numpy(np.stack(answers))
         return batch
-
-    def caption_step(self, prompts: Batch, rows: Tensor, words: Tensor) -> Batch:
-        """The next step of generation: ``[CLS] words [MASK] | tags | regions`` of each hypothesis.
-
-        The next word's logits are those at text position ``1 + t``. Nothing is padded behind [MASK], and every other
-        token is where training put it.
-
-        Args:
-            prompts: a collated batch of samples whose text is [CLS] alone (``CaptioningSet.prompts``).
-            rows: int64 [N], the row of ``prompts`` that each hypothesis describes.
-            words: int64 [N, t], generated so far, without [CLS].
-
-        Returns:
-            Model inputs, ``valid`` and the regions of ``prompts``; T is here ``t + 2 + G``.
-
-        Raises:
-            VlkdError: the caption outgrew the budget it was trained with.
-        """
-        length = words.shape[1] + 2
-        if length > self.text_budget:
-            raise VlkdError(
-                f"A caption of {words.shape[1] + 1} words does not fit text.caption = {self.text_budget} tokens: "
-                f"set evaluation.max_tokens to {self.text_budget - 2} or less."
-            )
-        words = torch.nn.functional.pad(words, (1, 0), value=self.tokens.cls)
-        words = torch.nn.functional.pad(words, (0, 1), value=self.tokens.mask)  # [N, t + 2]
-
-        def behind(name: str) -> Tensor:
-            return prompts[name][rows, self.text_budget :]
-
-        positions = torch.arange(length, device=words.device).expand_as(words)
-        seen = torch.ones_like(words, dtype=torch.bool)
-        batch = {
-            "input_ids": torch.cat((words, behind("input_ids")), dim=1),
-            "token_type_ids": torch.cat((torch.zeros_like(words), behind("token_type_ids")), dim=1),
-            "position_ids": torch.cat((positions, behind("position_ids")), dim=1),
-            "valid": torch.cat((seen, behind("valid")), dim=1),
-        }
-        batch["attention_mask"] = self._attention(batch["valid"], length)
-        return batch | {name: prompts[name][rows] for name in prompts if name.endswith("_regions")}
 
     def _text(self, samples: Sequence[Sample]) -> Batch:
         count, start = len(samples), self.text_budget

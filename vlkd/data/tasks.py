@@ -141,7 +141,7 @@ class CaptioningSet(_TaskSet):
         return Sample(**self._picture(index), text=text, text_labels=labels)
 
     def prompts(self, indices: Sequence[int]) -> Batch:
-        """A batch to generate from: [CLS], tags and regions; continue with ``collator.caption_step``."""
+        """A batch to generate from: [CLS], tags and regions."""
         start = np.array([self._tokens.cls])
         return self.collator([Sample(**self._picture(index), text=start) for index in indices])
 

@@ -150,6 +150,15 @@ class Recipe(_Section):
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
+    def _captions_fit(self) -> Recipe:
+        if self.evaluation.max_tokens > self.text.caption - 2:
+            raise ValueError(
+                f"evaluation.max_tokens ({self.evaluation.max_tokens}) may be at most {self.text.caption - 2}: text.caption "
+                f"({self.text.caption}) holds [CLS] and [SEP] too"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _heads_match(self) -> Recipe:
         if self.teacher.heads != self.student.heads:
             raise ValueError(
