@@ -89,7 +89,11 @@ def demo(
     recipe = load_recipe("quick" if quick else "demo", changes)
     suffix = f"-seed{seed}" if seed else ""
     folder = out or Path("runs") / f"{recipe.name}{suffix}"
-    page = run_method(recipe, folder, _command_line(), jobs)
+    try:
+        page = run_method(recipe, folder, _command_line(), jobs)
+    except KeyboardInterrupt:
+        typer.echo("vlkd: stopped; the same command takes up where it was.", err=True)
+        raise typer.Exit(130) from None
     typer.echo(f"The page: {page}")
 
 

@@ -1,7 +1,11 @@
 """`vlkd demo --quick`: every stage's real output is there, and the command keeps its promises when given again."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -62,6 +66,22 @@ def test_a_finished_run_is_reported_again_and_left_as_it_is(quick_run, vlkd):
     assert again.returncode == 0 and "distilled student" in again.stdout
     assert (quick_run.folder / "results.json").read_bytes() == before
     assert weights.stat().st_mtime_ns == modified
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "vlkd.cli", "demo", "--quick", "--out", str(tmp_path / "run")]
+    endless = "schedules.teacher.steps=100000"
+    started = subprocess.Popen([*command, endless], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert started.stderr is not None
+    seen = ""
+    while "student/pretrain" not in seen:  # the teacher is being trained meanwhile
+        seen = started.stderr.readline()
+        assert seen, "ended before it was stopped"
+    os.killpg(started.pid, signal.SIGINT)  # as Ctrl-C does, to all processes of the terminal
+    rest = started.communicate(timeout=60)[1]
+    assert started.returncode == 130
+    assert "vlkd: stopped; the same command takes up where it was." in rest
+    assert "Traceback" not in rest
 
 
 def test_another_recipe_in_the_same_folder_is_refused(quick_run, vlkd):

@@ -12,7 +12,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -163,16 +163,14 @@ class _Crew:
 
 
 def _serve(line: Connection, recipe: Recipe, folder: Path) -> None:
-    """A worker process: take works from ``line`` until it is closed."""
+    """A worker process: take works from ``line`` until the parent closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     torch.set_num_threads(_threads())
-    with Workshop(recipe, folder) as workshop, report_to(_Throttled(line)):
+    closed = suppress(EOFError, ConnectionError)
+    with closed, Workshop(recipe, folder) as workshop, report_to(_Throttled(line)):
         while True:
-            try:
-                work: Work = line.recv()
-            except EOFError:
-                return
+            work: Work = line.recv()
             try:
                 answer = ("done", work.do(workshop))
             except Exception as error:  # whatever it is, the parent decides
