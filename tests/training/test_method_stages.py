@@ -10,7 +10,7 @@ import pytest
 
 from vlkd.data import Corpus, train_tokenizer, write_store
 from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, load_model
-from vlkd.recipes import Encoder, Recipe, Schedule, Schedules, Text
+from vlkd.recipes import Encoder, Evaluation, Recipe, Schedule, Schedules, Text
 from vlkd.regions import RegionRecord, geometry
 from vlkd.scenes import Question
 from vlkd.training import StageData, adapt, distill, finetune, pretrain, train_stage
@@ -55,6 +55,7 @@ def recipe() -> Recipe:
         teacher=Encoder(layers=1, width=16, heads=2, ffn=16),
         student=Encoder(layers=1, width=8, heads=2, ffn=16),
         schedules=Schedules(**dict.fromkeys(Schedules.model_fields, schedule)),
+        evaluation=Evaluation(max_tokens=10),
     )
 
 
