@@ -71,7 +71,9 @@ def test_a_finished_run_is_reported_again_and_left_as_it_is(quick_run, vlkd):
 def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "vlkd.cli", "demo", "--quick", "--out", str(tmp_path / "run")]
     endless = "schedules.teacher.steps=100000"
-    started = subprocess.Popen([*command, endless], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    started = subprocess.Popen(
+        [*command, endless], stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_hear_interrupts
+    )
     assert started.stderr is not None
     seen = ""
     while "student/pretrain" not in seen:  # the teacher is being trained meanwhile
@@ -82,6 +84,11 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
     assert started.returncode == 130
     assert "vlkd: stopped; the same command takes up where it was." in rest
     assert "Traceback" not in rest
+
+
+def _hear_interrupts() -> None:
+    """Tests that a shell started in the background ignore them, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_another_recipe_in_the_same_folder_is_refused(quick_run, vlkd):
