@@ -80,7 +80,11 @@ def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
         seen = started.stderr.readline()
         assert seen, "ended before it was stopped"
     os.killpg(started.pid, signal.SIGINT)  # as Ctrl-C does, to all processes of the terminal
-    rest = started.communicate(timeout=60)[1]
+    try:
+        rest = started.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        raise
     assert started.returncode == 130
     assert "vlkd: stopped; the same command takes up where it was." in rest
     assert "Traceback" not in rest
