@@ -6,6 +6,7 @@ Every op can be run by `reference` (plain PyTorch, any device). `cpu` (C++) and 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import NamedTuple
@@ -78,7 +79,7 @@ def choose(op: str, backend: str | None, device: str, dtype: torch.dtype, wide: 
         BackendError: the named backend cannot run this call.
     """
     if backend is None:
-        return available_backends(op, device=device, dtype=dtype, wide=wide)[0]
+        return next(name for name in _PREFERENCE.get(device, BACKENDS) if _status(op, name, device, dtype, wide)[0])
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend must be None or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}.")
     available, reason = _status(op, backend, device, dtype, wide)
@@ -96,9 +97,15 @@ def _status(op: str, backend: str, device: str, dtype: torch.dtype, wide: bool) 
         return False, f"it takes {backend} tensors, got {device} tensors"
     if extension.load() is None:
         return False, f"the compiled extension is not loaded: {extension.why_not()}"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(_SCHEMAS[op], backend.upper()):
+    if not _has_kernel(op, backend):
         return False, f"the compiled extension holds no {backend} kernel for it"
     return True, "the compiled extension holds a kernel for it"
+
+
+@functools.cache
+def _has_kernel(op: str, backend: str) -> bool:
+    """Whether the extension, which is loaded, registered a kernel."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(_SCHEMAS[op], backend.upper())
 
 
 _SCHEMAS = {

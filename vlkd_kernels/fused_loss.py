@@ -7,6 +7,7 @@ but one multiplication by grad_out / count, done in float32: a float16 gradient 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,22 +55,28 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         scale, *gradients = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3 : 3 + len(gradients)]
+        wanted = [gradient for gradient, need in zip(gradients, needed, strict=True) if need]
         if torch.is_grad_enabled():  # create_graph=True: the results must lead to the refusal below
-            scale = scale.detach().requires_grad_()
-        results = _Rescale.apply(grad_outputs[0], scale, *gradients)
-        needed = ctx.needs_input_grad[3:]
-        forms = zip(results, ctx.forms, needed, strict=False)
-        grads = [g.view(shape).to(dtype) if need else None for g, (dtype, shape), need in forms]
+            results = iter(_Rescale.apply(grad_outputs[0], scale.detach().requires_grad_(), *wanted))
+        else:
+            results = iter(_rescaled(grad_outputs[0], scale, wanted))
+        forms = zip(ctx.forms, needed, strict=True)
+        grads = [next(results).view(shape).to(dtype) if need else None for (dtype, shape), need in forms]
         return (None, None, None, *grads, *(None for _ in gradients))
 
 
+def _rescaled(grad_out: Tensor, scale: Tensor, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    factor = grad_out * scale
+    return tuple(gradient * factor for gradient in gradients)
+
+
 class _Rescale(torch.autograd.Function):
-    """The multiplication of the backward, as a function of its own so that a second derivative can be refused."""
+    """The multiplication as a function of its own, so that a second derivative can be refused."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, grad_out: Tensor, scale: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-        factor = grad_out * scale
-        return tuple(gradient * factor for gradient in gradients)
+        return _rescaled(grad_out, scale, gradients)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:

@@ -1,24 +1,21 @@
-// attention_mse on the CPU: the distance between two attention maps and its gradient, one chunk of the maps at a time.
+// attention_mse on the CPU: the distance between two attention maps and its gradient, without either map in memory.
 //
-// Legend: B batch, H heads, L queries, M keys, D head width; a chunk holds G heads and R of their query rows.
-// A chunk is either whole maps of several heads (R = L) or some rows of one head (G = 1). ATen multiplies the matrices;
-// the loop over a row between the two products is ours. With p, t the two softmaxes of a row, m its visible keys:
-//   mse  value = (1/m) sum_j (p_j - t_j)^2,         g_j = (2/m) p_j (d_j - sum_k p_k d_k),  d = p - t
-//   kl   value = sum_j t_j (log t_j - log p_j),     g_j = p_j - t_j
-//   dQ = scale_s g K,  dK = scale_s g^T Q.
+// Legend: B batch, H heads, L queries, M keys, D head width.
+// The work is cut into slabs, each some tiles of query rows against one key head of the student (slab.h); how, depends on
+// the shapes alone, so that the bits of a result do not depend on the number of threads. A slab multiplies tiles in registers
+// (common/gemm.h) and turns the two maps' rows into the loss and its gradient while they are in the cache (rows.h).
 
 #include "../common/tensors.h"
-#include "rows.h"
+#include "slab.h"
 
-#include <ATen/Dispatch.h>
-#include <ATen/ops/baddbmm.h>
-#include <ATen/ops/bmm.h>
+#include <ATen/Version.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/sum.h>
 #include <torch/library.h>
 
 #include <optional>
+#include <string>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -26,160 +23,116 @@
 namespace vlkd {
 namespace {
 
-constexpr int64_t kChunkPerThread = 1 << 18; // entries of one map: 1 MiB in float32, a core's second-level cache
-constexpr int64_t kLargestChunk = 1 << 21;   // 8 MiB; the two maps together take 16
+constexpr int64_t kSlabs = 32;              // as many as keep some dozen threads busy
+constexpr int64_t kWorthASlab = 1 << 16;    // entries of a map
+constexpr int64_t kWorkOfAnEntry = 8;       // as `grain` counts: some hundred multiply-adds and two exponentials
+constexpr int64_t kWorkOfASlab = 1 << 12;   // what even one of a single entry costs
+constexpr int64_t kLargestPartial = 1 << 21; // elements of dK before the slabs of a head are added up: 8 MiB in float32
 
-// Rows [row, row + R) of heads [first, first + G) of src [B, H or fewer, rows, D], converted, to out [G, R, D].
-template <typename T>
-void load_heads(T* out, const at::Tensor& src, HeadOf of, int64_t first, int64_t heads, int64_t row, int64_t rows) {
-  const int64_t width = src.size(3), stride = src.stride(3);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, src.scalar_type(), "vlkd::attention_mse", [&] {
-    const scalar_t* data = src.const_data_ptr<scalar_t>();
-    at::parallel_for(0, heads * rows, grain(width), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t index = first + i / rows;
-        const scalar_t* from =
-            data + of.batch(index) * src.stride(0) + of.head(index) * src.stride(1) + (row + i % rows) * src.stride(2);
-        T* to = out + i * width;
-        if (stride == 1) {
-          for (int64_t d = 0; d < width; ++d) to[d] = static_cast<T>(from[d]);
-        } else {
-          for (int64_t d = 0; d < width; ++d) to[d] = static_cast<T>(from[d * stride]);
-        }
-      }
-    });
-  });
+Operand operand(const at::Tensor& x) {
+  return {
+      x.const_data_ptr(), x.scalar_type(), {x.stride(0), x.stride(1), x.stride(2), x.stride(3)}, x.size(3)};
 }
 
-// a [G, R, D] @ b [G, D, M] into out, or added to it.
-void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool add = false) {
-  if (add) {
-    at::baddbmm_out(out, out, a, b);
-  } else {
-    at::bmm_out(out, a, b);
-  }
-}
-
+// The code of some slabs for one instruction set, and the memory it needs.
 template <typename T>
-class AttentionMse {
- public:
-  AttentionMse(const at::Tensor& q_s, const at::Tensor& k_s, const at::Tensor& q_t, const at::Tensor& k_t)
-      : q_s_(q_s),
-        k_s_(k_s),
-        q_t_(q_t),
-        k_t_(k_t),
-        heads_(q_s.size(1)),
-        all_heads_(q_s.size(0) * q_s.size(1)),
-        queries_(q_s.size(2)),
-        keys_(k_s.size(2)),
-        of_s_{heads_, heads_ / std::max<int64_t>(1, k_s.size(1))},
-        of_t_{heads_, heads_ / std::max<int64_t>(1, k_t.size(1))},
-        options_(q_s.options().dtype(accumulation_type(q_s))) {}
-
-  using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-  Outputs run(T scale_s, T scale_t, const Visibility& visibility, bool kl, bool with_grad) {
-    grad_q_ = with_grad ? at::zeros(q_s_.sizes(), options_) : at::empty({0}, options_);
-    grad_k_ = with_grad ? at::zeros(k_s_.sizes(), options_) : at::empty({0}, options_);
-    if (all_heads_ > 0 && queries_ > 0 && keys_ > 0) {
-      allocate(with_grad);
-      Rows<T> work{};
-      work.of = HeadOf{heads_, 1};
-      work.keys = keys_;
-      work.scale_s = scale_s;
-      work.scale_t = scale_t;
-      work.visibility = visibility;
-      work.kl = kl;
-      work.with_grad = with_grad;
-      for (int64_t head = 0; head < all_heads_; head += chunk_heads_) {
-        run_heads(work, head, std::min(chunk_heads_, all_heads_ - head));
-      }
-    }
-    return {
-        at::scalar_tensor(loss_, options_), at::scalar_tensor(static_cast<double>(count_), options_), grad_q_, grad_k_};
-  }
-
- private:
-  void allocate(bool with_grad) {
-    const int64_t entries = std::min(kLargestChunk, kChunkPerThread * at::get_num_threads());
-    chunk_rows_ = std::clamp<int64_t>(entries / keys_, 1, queries_);
-    chunk_heads_ = chunk_rows_ < queries_ ? 1 : std::clamp<int64_t>(entries / (queries_ * keys_), 1, all_heads_);
-    map_s_ = at::empty({chunk_heads_, chunk_rows_, keys_}, options_);
-    map_t_ = at::empty({chunk_heads_, chunk_rows_, keys_}, options_);
-    tile_q_s_ = at::empty({chunk_heads_, chunk_rows_, q_s_.size(3)}, options_);
-    tile_q_t_ = at::empty({chunk_heads_, chunk_rows_, q_t_.size(3)}, options_);
-    tile_k_s_ = at::empty({chunk_heads_, keys_, k_s_.size(3)}, options_);
-    tile_k_t_ = at::empty({chunk_heads_, keys_, k_t_.size(3)}, options_);
-    if (with_grad) tile_grad_k_ = at::empty({chunk_heads_, keys_, k_s_.size(3)}, options_);
-    values_.resize(chunk_heads_ * chunk_rows_);
-    counts_ = at::empty({chunk_heads_ * chunk_rows_}, options_.dtype(at::kBool));
-  }
-
-  void run_heads(Rows<T>& work, int64_t head, int64_t heads) {
-    const at::Tensor k_s = tile_k_s_.narrow(0, 0, heads), k_t = tile_k_t_.narrow(0, 0, heads);
-    load_heads(k_s.mutable_data_ptr<T>(), k_s_, of_s_, head, heads, 0, keys_);
-    load_heads(k_t.mutable_data_ptr<T>(), k_t_, of_t_, head, heads, 0, keys_);
-    work.first_head = head;
-    for (int64_t row = 0; row < queries_; row += chunk_rows_) {
-      run_rows(work, heads, row, std::min(chunk_rows_, queries_ - row), k_s, k_t);
-    }
-    if (work.with_grad) add_grad_k(head, heads);
-  }
-
-  void run_rows(Rows<T>& work, int64_t heads, int64_t row, int64_t rows, const at::Tensor& k_s, const at::Tensor& k_t) {
-    const auto part = [&](const at::Tensor& tile) { return tile.narrow(0, 0, heads).narrow(1, 0, rows); };
-    const at::Tensor q_s = part(tile_q_s_), q_t = part(tile_q_t_), s = part(map_s_), t = part(map_t_);
-    const HeadOf each{heads_, 1};
-    load_heads(q_s.mutable_data_ptr<T>(), q_s_, each, work.first_head, heads, row, rows);
-    load_heads(q_t.mutable_data_ptr<T>(), q_t_, each, work.first_head, heads, row, rows);
-    multiply(s, q_s, k_s.transpose(1, 2));
-    multiply(t, q_t, k_t.transpose(1, 2));
-    work.s = s.mutable_data_ptr<T>();
-    work.t = t.mutable_data_ptr<T>();
-    work.values = values_.data();
-    work.counts = counts_.mutable_data_ptr<bool>();
-    work.first_row = row;
-    work.rows = rows;
-    at::parallel_for(
-        0, heads * rows, grain(keys_), [&](int64_t begin, int64_t end) { work_on_rows_of(work, begin, end); });
-    for (int64_t r = 0; r < heads * rows; ++r) { // in one order, whatever the threads did
-      loss_ += values_[r];
-      count_ += work.counts[r];
-    }
-    if (work.with_grad) {
-      const at::Tensor grad_q = grad_q_.view({all_heads_, queries_, q_s_.size(3)});
-      multiply(grad_q.narrow(0, work.first_head, heads).narrow(1, row, rows), s, k_s);
-      multiply(tile_grad_k_.narrow(0, 0, heads), s.transpose(1, 2), q_s, /*add=*/row > 0);
-    }
-  }
-
-  // Query heads that share a key head add up, in the order of the heads.
-  void add_grad_k(int64_t head, int64_t heads) {
-    const int64_t size = keys_ * k_s_.size(3);
-    const T* from = tile_grad_k_.const_data_ptr<T>();
-    T* to = grad_k_.mutable_data_ptr<T>();
-    at::parallel_for(0, size, grain(heads), [&](int64_t begin, int64_t end) {
-      for (int64_t g = 0; g < heads; ++g) {
-        const T* source = from + g * size;
-        T* target = to + (of_s_.batch(head + g) * k_s_.size(1) + of_s_.head(head + g)) * size;
-        for (int64_t d = begin; d < end; ++d) target[d] += source[d];
-      }
-    });
-  }
-
-  const at::Tensor &q_s_, &k_s_, &q_t_, &k_t_;
-  const int64_t heads_, all_heads_, queries_, keys_; // H, B * H, L, M
-  const HeadOf of_s_, of_t_;
-  const at::TensorOptions options_;
-  int64_t chunk_heads_ = 1, chunk_rows_ = 1; // G, R
-  at::Tensor map_s_, map_t_;                 // [G, R, M]
-  at::Tensor tile_q_s_, tile_q_t_, tile_k_s_, tile_k_t_, tile_grad_k_, counts_;
-  std::vector<double> values_;
-  at::Tensor grad_q_, grad_k_;
-  double loss_ = 0;
-  int64_t count_ = 0;
+struct Code {
+  void (*work)(const Problem<T>&, Slab<T>* begin, Slab<T>* end, T* memory);
+  int64_t (*memory)(const Problem<T>&);
 };
 
+template <typename T, typename Isa>
+VLKD_INLINE void work_with(const Problem<T>& problem, Slab<T>* begin, Slab<T>* end, T* memory) {
+  Workspace<T> workspace;
+  workspace.template cut<Isa>(problem, memory);
+  for (Slab<T>* slab = begin; slab < end; ++slab) work_on_slab<T, Isa>(problem, *slab, workspace);
+}
+
+template <typename T>
+void work_baseline(const Problem<T>& problem, Slab<T>* begin, Slab<T>* end, T* memory) {
+  work_with<T, Baseline>(problem, begin, end, memory);
+}
+
+#if VLKD_HAS_X86_TARGETS
+template <typename T>
+__attribute__((target("arch=x86-64-v3"))) void work_avx2(
+    const Problem<T>& problem, Slab<T>* begin, Slab<T>* end, T* memory) {
+  work_with<T, Avx2>(problem, begin, end, memory);
+}
+
+template <typename T>
+__attribute__((target("arch=x86-64-v4"))) void work_avx512(
+    const Problem<T>& problem, Slab<T>* begin, Slab<T>* end, T* memory) {
+  work_with<T, Avx512>(problem, begin, end, memory);
+}
+#endif
+
+// As torch itself chooses, so ATEN_CPU_CAPABILITY=avx2 or =default holds here too.
+template <typename T>
+Code<T> code() {
+#if VLKD_HAS_X86_TARGETS
+  static const std::string capability = at::get_cpu_capability();
+  if (capability == "AVX512" && __builtin_cpu_supports("x86-64-v4")) {
+    return {work_avx512<T>, Workspace<T>::template size<Avx512>};
+  }
+  if (capability != "DEFAULT" && __builtin_cpu_supports("x86-64-v3")) {
+    return {work_avx2<T>, Workspace<T>::template size<Avx2>};
+  }
+#endif
+  return {work_baseline<T>, Workspace<T>::template size<Baseline>};
+}
+
+using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// How many slabs each of `key_heads` heads is cut into: enough to share, none too small, not too much memory for their dK.
+template <typename T>
+int64_t slabs_per_head(const Problem<T>& p, int64_t key_heads) {
+  const int64_t entries = p.group_s * p.queries * p.keys, grad_k = p.keys * p.q_s.width;
+  const int64_t wanted = std::min((kSlabs + key_heads - 1) / key_heads, entries / kWorthASlab);
+  const int64_t room = p.with_grad ? kLargestPartial / std::max<int64_t>(1, key_heads * grad_k) : wanted;
+  return std::clamp<int64_t>(std::min(wanted, room), 1, p.group_s * p.tiles);
+}
+
+template <typename T>
+Outputs run(Problem<T> p, const at::Tensor& q_s, const at::Tensor& k_s) {
+  const at::TensorOptions options = q_s.options().dtype(accumulation_type(q_s));
+  const int64_t key_heads = k_s.size(0) * k_s.size(1), size = p.keys * p.q_s.width;
+  at::Tensor grad_q = at::empty(p.with_grad ? q_s.sizes() : at::IntArrayRef{0}, options);
+  at::Tensor grad_k = at::empty(p.with_grad ? k_s.sizes() : at::IntArrayRef{0}, options);
+  double loss = 0, count = 0;
+  if (q_s.numel() == 0 || k_s.numel() == 0) {
+    grad_q.zero_();
+    grad_k.zero_();
+  } else {
+    p.cut_tiles();
+    p.grad_q = grad_q.mutable_data_ptr<T>();
+    const int64_t parts = slabs_per_head(p, key_heads), tiles = p.group_s * p.tiles;
+    const at::Tensor partial = parts > 1 && p.with_grad ? at::empty({key_heads, parts, size}, options) : grad_k;
+    std::vector<Slab<T>> slabs(key_heads * parts);
+    for (int64_t i = 0; i < key_heads * parts; ++i) {
+      const int64_t part = i % parts;
+      T* to = p.with_grad ? partial.mutable_data_ptr<T>() + i * size : nullptr;
+      slabs[i] = {i / parts, tiles * part / parts, tiles * (part + 1) / parts, to, 0, 0};
+    }
+    const Code<T> code = vlkd::code<T>();
+    const int64_t memory = code.memory(p), slab_entries = p.group_s * p.queries * p.keys / parts;
+    const int64_t threads = std::min<int64_t>(at::get_num_threads(), slabs.size());
+    const at::Tensor workspace = at::empty({threads, memory}, options);
+    at::parallel_for(0, slabs.size(), grain(kWorkOfASlab + kWorkOfAnEntry * slab_entries), [&](int64_t begin, int64_t end) {
+      T* own = workspace.mutable_data_ptr<T>() + at::get_thread_num() * memory;
+      code.work(p, slabs.data() + begin, slabs.data() + end, own);
+    });
+    for (const Slab<T>& slab : slabs) {
+      loss += slab.loss;
+      count += slab.count;
+    }
+    if (parts > 1 && p.with_grad) {
+      at::Tensor total = grad_k.view({key_heads, size});
+      at::sum_out(total, partial, /*dim=*/1);
+    }
+  }
+  return {at::scalar_tensor(loss, options), at::scalar_tensor(count, options), grad_q, grad_k};
+}
 void check(const at::Tensor& q, const at::Tensor& k, const at::Tensor& q_s, const at::Tensor& k_s) {
   TORCH_CHECK(
       q.dim() == 4 && k.dim() == 4, "attention_mse: queries and keys must be 4-d, got ", q.sizes(), " and ", k.sizes());
@@ -235,12 +188,27 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_mse_cpu(
   check(q_t, k_t, q_s, k_s);
   TORCH_CHECK(
       distance == "mse" || distance == "kl", "attention_mse: distance must be 'mse' or 'kl', got '", distance, "'");
-  const Visibility visible = visibility(q_s, k_s, attn_mask, query_mask, is_causal);
-  if (accumulation_type(q_s) == at::kDouble) {
-    return AttentionMse<double>(q_s, k_s, q_t, k_t).run(scale_s, scale_t, visible, distance == "kl", with_grad);
-  }
-  return AttentionMse<float>(q_s, k_s, q_t, k_t)
-      .run(static_cast<float>(scale_s), static_cast<float>(scale_t), visible, distance == "kl", with_grad);
+  const auto run_in = [&](auto zero) {
+    using T = decltype(zero);
+    Problem<T> problem{};
+    problem.q_s = operand(q_s);
+    problem.k_s = operand(k_s);
+    problem.q_t = operand(q_t);
+    problem.k_t = operand(k_t);
+    problem.batch = q_s.size(0);
+    problem.heads = q_s.size(1);
+    problem.group_s = q_s.size(1) / std::max<int64_t>(1, k_s.size(1));
+    problem.group_t = q_s.size(1) / std::max<int64_t>(1, k_t.size(1));
+    problem.queries = q_s.size(2);
+    problem.keys = k_s.size(2);
+    problem.scale_s = static_cast<T>(scale_s);
+    problem.scale_t = static_cast<T>(scale_t);
+    problem.visibility = visibility(q_s, k_s, attn_mask, query_mask, is_causal);
+    problem.kl = distance == "kl";
+    problem.with_grad = with_grad;
+    return run(problem, q_s, k_s);
+  };
+  return accumulation_type(q_s) == at::kDouble ? run_in(double{}) : run_in(float{});
 }
 
 } // namespace

@@ -1,6 +1,6 @@
 // What attention_mse does to a row of the two maps, between the products that made it and those that use its gradient.
 //
-// Legend: B batch, H heads, L queries, M keys; a chunk holds R rows of each of G heads.
+// A row arrives as logits and leaves as the gradient of its value with respect to them, times a factor. Legend: B batch, H heads, L queries, M keys.
 #pragma once
 
 #include "../common/simd.h"
@@ -8,17 +8,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
 
 namespace vlkd {
 namespace {
-
-// Which of the heads that a tensor holds serves query head `index` of the flattened [B * H].
-struct HeadOf {
-  int64_t heads, groups; // query heads in a batch; query heads that share a key head
-  int64_t batch(int64_t index) const { return index / heads; }
-  int64_t head(int64_t index) const { return index % heads / groups; }
-};
 
 // Who may see whom, read through strides: a mask that broadcasts is never written out.
 struct Visibility {
@@ -42,135 +34,113 @@ struct Visibility {
   }
 };
 
+// Puts -infinity where the mask hides; how many keys it leaves.
 template <typename T>
-struct Largest {
-  T s, t;          // the largest logits of the row
-  int64_t visible; // how many keys it sees
-};
-
-// Scales the logits of a row in place and puts -infinity where the mask hides.
-template <typename T>
-VLKD_INLINE Largest<T> scale_and_hide(
-    T* __restrict s, T* __restrict t, T scale_s, T scale_t, const bool* mask, int64_t keys) {
-  T max_s = kMinusInfinity<T>, max_t = kMinusInfinity<T>;
-  int64_t visible = keys;
-  if (mask == nullptr) {
-#pragma omp simd reduction(max : max_s, max_t)
-    for (int64_t j = 0; j < keys; ++j) {
-      s[j] *= scale_s;
-      t[j] *= scale_t;
-      max_s = s[j] > max_s ? s[j] : max_s;
-      max_t = t[j] > max_t ? t[j] : max_t;
-    }
-  } else {
-    int32_t seen = 0;
-#pragma omp simd reduction(max : max_s, max_t) reduction(+ : seen)
-    for (int64_t j = 0; j < keys; ++j) {
-      s[j] = mask[j] ? s[j] * scale_s : kMinusInfinity<T>;
-      t[j] = mask[j] ? t[j] * scale_t : kMinusInfinity<T>;
-      seen += mask[j];
-      max_s = s[j] > max_s ? s[j] : max_s;
-      max_t = t[j] > max_t ? t[j] : max_t;
-    }
-    visible = seen;
+VLKD_INLINE int64_t hide(T* __restrict s, T* __restrict t, const bool* __restrict mask, int64_t keys) {
+  int32_t visible = 0;
+#pragma omp simd reduction(+ : visible)
+  for (int64_t j = 0; j < keys; ++j) {
+    s[j] = mask[j] ? s[j] : kMinusInfinity<T>;
+    t[j] = mask[j] ? t[j] : kMinusInfinity<T>;
+    visible += mask[j];
   }
-  return {max_s, max_t, visible};
+  return visible;
 }
 
-// s and t hold scaled logits; leaves their gradient times `factor` in s and returns the row's value.
 template <typename T>
-VLKD_INLINE T mse_row(T* __restrict s, T* __restrict t, Largest<T> largest, int64_t keys, T factor, bool with_grad) {
-  T sum_s = 0, sum_t = 0;
-#pragma omp simd reduction(+ : sum_s, sum_t)
-  for (int64_t j = 0; j < keys; ++j) {
-    s[j] = exp(s[j] - largest.s);
-    t[j] = exp(t[j] - largest.t);
-    sum_s += s[j];
-    sum_t += t[j];
-  }
-  const T inverse_s = T(1) / sum_s, inverse_t = T(1) / sum_t;
-  T squares = 0, delta = 0;
-#pragma omp simd reduction(+ : squares, delta)
-  for (int64_t j = 0; j < keys; ++j) {
-    s[j] *= inverse_s;
-    t[j] = s[j] - t[j] * inverse_t; // d: the direct difference, for sum p^2 - 2 sum p t + sum t^2 would cancel
-    squares += t[j] * t[j];
-    delta += s[j] * t[j];
-  }
-  const T per_key = T(1) / static_cast<T>(largest.visible);
-  if (with_grad) {
-    const T scale = 2 * per_key * factor;
+VLKD_INLINE void clear(T* __restrict s, const bool* __restrict mask, int64_t keys) {
 #pragma omp simd
-    for (int64_t j = 0; j < keys; ++j) s[j] = scale * s[j] * (t[j] - delta);
+  for (int64_t j = 0; j < keys; ++j) s[j] = mask[j] ? s[j] : T(0);
+}
+
+// The rows' loops run over whole vectors. Hidden keys and those behind the last one hold -infinity; exp2 makes of it
+// 2^-100, which no sum notices beside its largest term, 1.
+template <typename V, typename T>
+VLKD_INLINE void largest_logits(const T* s, const T* t, int64_t keys, T& largest_s, T& largest_t) {
+  typename V::Vector max_s = V::load(s), max_t = V::load(t);
+  for (int64_t j = V::kLanes; j < keys; j += V::kLanes) {
+    max_s = V::larger(V::load(s + j), max_s);
+    max_t = V::larger(V::load(t + j), max_t);
   }
-  return squares * per_key;
+  largest_s = V::largest(max_s);
+  largest_t = V::largest(max_t);
 }
 
 template <typename T>
-VLKD_INLINE T kl_row(T* __restrict s, const T* __restrict t, Largest<T> largest, int64_t keys, T factor) {
-  T sum_s = 0, sum_t = 0;
-#pragma omp simd reduction(+ : sum_s, sum_t)
-  for (int64_t j = 0; j < keys; ++j) {
-    sum_s += exp(s[j] - largest.s);
-    sum_t += exp(t[j] - largest.t);
-  }
-  const T lse_s = largest.s + std::log(sum_s), lse_t = largest.t + std::log(sum_t);
-  T value = 0;
-#pragma omp simd reduction(+ : value)
-  for (int64_t j = 0; j < keys; ++j) {
-    const T log_p = s[j] - lse_s, log_t = t[j] - lse_t;
-    const T p = exp(log_p), q = exp(log_t);
-    // t (log t - log p) + p - t summed over the row is the divergence, and no term of it is negative: with x the log
-    // ratio it is t (e^x - 1 - x), from the series where x is small.
-    const T x = s[j] == kMinusInfinity<T> ? T(0) : log_p - log_t;
-    const bool small = x > T(-0.5) && x < T(0.5);
-    value += small ? q * expm1_minus_x(small ? x : T(0)) : p - q - q * x;
-    s[j] = factor * (p - q);
-  }
-  return value;
+constexpr T kLog2e = T(1.4426950408889634);
+
+// e^(logits - largest) but for a factor near 1 that all of a row have in common, the rounding of largest * log2(e). One fused
+// multiply-add makes the exponent, which is most precise where it is near 0.
+template <typename V, typename T>
+VLKD_INLINE typename V::Vector exp_from(typename V::Vector logits, T largest) {
+  return V::exp2(logits * kLog2e<T> - largest * kLog2e<T>);
 }
 
-template <typename T>
-struct Rows {
-  T *s, *t;       // [G, R, M]
-  double* values; // [G, R]
-  bool* counts;   // [G, R]
-  HeadOf of;
-  int64_t first_head, first_row, rows, keys; // rows: R
-  T scale_s, scale_t;
-  Visibility visibility;
-  bool kl, with_grad;
-};
+template <typename V, typename T>
+VLKD_INLINE typename V::Vector exp(typename V::Vector x) {
+  return V::exp2(x * kLog2e<T>);
+}
 
-template <typename T>
-VLKD_INLINE void work_on_rows(const Rows<T>& work, int64_t begin, int64_t end) {
-  std::vector<char> scratch(work.visibility.mask == nullptr ? 0 : work.keys);
-  for (int64_t r = begin; r < end; ++r) {
-    const int64_t index = work.first_head + r / work.rows, i = work.first_row + r % work.rows;
-    const int64_t b = work.of.batch(index), h = index % work.of.heads;
-    const int64_t keys = work.visibility.causal ? std::min(work.keys, i + 1) : work.keys;
-    T *s = work.s + r * work.keys, *t = work.t + r * work.keys;
-    work.values[r] = 0;
-    work.counts[r] = false;
-    if (work.visibility.row_counts(b, i)) {
-      const bool* mask = work.visibility.row_mask(b, h, i, keys, reinterpret_cast<bool*>(scratch.data()));
-      const Largest<T> largest = scale_and_hide(s, t, work.scale_s, work.scale_t, mask, keys);
-      if (largest.visible > 0) {
-        work.counts[r] = true;
-        work.values[r] = work.kl ? kl_row(s, t, largest, keys, work.scale_s)
-                                 : mse_row(s, t, largest, keys, work.scale_s, work.with_grad);
-      }
+// Value (1/m) sum_j (p_j - t_j)^2, gradient (2/m) p_j (d_j - sum_k p_k d_k). The difference is taken between
+// exponentials over one denominator: d = (e_s - e_t (sum_s / sum_t)) / sum_s. It does not cancel as sum p^2 - 2 sum p t +
+// sum t^2 would, and equal rows give exactly 0, with or without a fused multiply-add.
+template <typename V, typename T>
+VLKD_INLINE T mse_row(T* s, T* t, int64_t keys, int64_t visible, T factor, bool with_grad) {
+  using Vector = typename V::Vector;
+  T largest_s, largest_t;
+  largest_logits<V>(s, t, keys, largest_s, largest_t);
+  Vector sums_s{}, sums_t{};
+  for (int64_t j = 0; j < keys; j += V::kLanes) {
+    const Vector e_s = exp_from<V>(V::load(s + j), largest_s), e_t = exp_from<V>(V::load(t + j), largest_t);
+    V::store(s + j, e_s);
+    V::store(t + j, e_t);
+    sums_s += e_s;
+    sums_t += e_t;
+  }
+  const T sum_s = V::sum(sums_s), inverse = T(1) / sum_s, ratio = sum_s / V::sum(sums_t);
+  Vector squares{}, products{};
+  for (int64_t j = 0; j < keys; j += V::kLanes) {
+    const Vector e_s = V::load(s + j), d = e_s - ratio * V::load(t + j);
+    V::store(t + j, d);
+    squares += d * d;
+    products += e_s * d;
+  }
+  const T weight = inverse * inverse / static_cast<T>(visible);
+  if (with_grad) {
+    const T delta = V::sum(products) * inverse, scale = 2 * factor * weight;
+    for (int64_t j = 0; j < keys; j += V::kLanes) {
+      V::store(s + j, scale * V::load(s + j) * (V::load(t + j) - delta));
     }
-    if (work.with_grad) std::fill(work.counts[r] ? s + keys : s, s + work.keys, T(0));
   }
+  return V::sum(squares) * weight;
 }
 
-VLKD_CLONES void work_on_rows_of(const Rows<float>& work, int64_t begin, int64_t end) {
-  work_on_rows(work, begin, end);
-}
-
-VLKD_CLONES void work_on_rows_of(const Rows<double>& work, int64_t begin, int64_t end) {
-  work_on_rows(work, begin, end);
+// Value sum_j t_j (log t_j - log p_j), gradient p_j - t_j. Adding p_j - t_j, which sums to 0, leaves no term negative:
+// with x = log p - log t a term is t (e^x - 1 - x), from the series where x is small.
+template <typename V, typename T>
+VLKD_INLINE T kl_row(T* s, const T* t, int64_t keys, T factor) {
+  using Vector = typename V::Vector;
+  T largest_s, largest_t;
+  largest_logits<V>(s, t, keys, largest_s, largest_t);
+  Vector sums_s{}, sums_t{};
+  for (int64_t j = 0; j < keys; j += V::kLanes) {
+    sums_s += exp<V, T>(V::load(s + j) - largest_s);
+    sums_t += exp<V, T>(V::load(t + j) - largest_t);
+  }
+  const T log_sum_s = std::log(V::sum(sums_s)), log_sum_t = std::log(V::sum(sums_t));
+  const Vector half = Vector{} + T(0.5), lowest = Vector{} + T(-1e30);
+  Vector values{};
+  for (int64_t j = 0; j < keys; j += V::kLanes) {
+    // The largest logit goes first, for the sum would round beside it. A hidden key's logits become equal, and finite, on
+    // both sides: its terms are 0 and its x is no NaN.
+    const Vector log_p = V::larger(V::load(s + j) - largest_s - log_sum_s, lowest);
+    const Vector log_t = V::larger(V::load(t + j) - largest_t - log_sum_t, lowest);
+    const Vector p = exp<V, T>(log_p), q = exp<V, T>(log_t), x = log_p - log_t;
+    const auto small = (x > -half) & (x < half);
+    values += small ? q * expm1_minus_x<Vector, T>(small ? x : Vector{}) : p - q - q * x;
+    V::store(s + j, factor * (p - q));
+  }
+  return V::sum(values);
 }
 
 } // namespace

@@ -5,12 +5,15 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 // A wheel is built for the oldest processor it must run on; without clones its loops would stay there too.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define VLKD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define VLKD_HAS_X86_TARGETS 1
 #else
 #define VLKD_CLONES
+#define VLKD_HAS_X86_TARGETS 0
 #endif
 
 #define VLKD_INLINE inline __attribute__((always_inline))
@@ -51,15 +54,100 @@ VLKD_INLINE float exp(float x) {
   return x < kLowest ? 0.0f : p * power;
 }
 
-// e^x - 1 - x for |x| <= 1/2 from its series, where the closed form would cancel.
-template <typename T>
-VLKD_INLINE T expm1_minus_x(T x) {
+// e^x - 1 - x for |x| <= 1/2 from its series, where the closed form would cancel; V is T or a vector of it.
+template <typename V, typename T>
+VLKD_INLINE V expm1_minus_x(V x) {
   constexpr int kTerms = sizeof(T) == 8 ? 15 : 8;
-  T series = 1;
-  for (int k = kTerms; k >= 3; --k) {
-    series = T(1) + series * x * (T(1) / T(k));
-  }
+  V series = V{} + T(1);
+#pragma GCC unroll 16
+  for (int k = kTerms; k >= 3; --k) series = T(1) + series * x * (T(1) / T(k));
   return T(0.5) * x * x * series;
 }
+
+// Instruction sets: bytes of a vector register, and rows of a product whose sums fit the registers (gemm.h).
+struct Avx512 {
+  static constexpr int kBytes = 64, kRows = 8;
+};
+struct Avx2 {
+  static constexpr int kBytes = 32, kRows = 4;
+};
+struct Baseline {
+  static constexpr int kBytes = 16, kRows = 4;
+};
+
+template <typename T>
+struct Integer;
+template <>
+struct Integer<float> {
+  using type = uint32_t;
+};
+template <>
+struct Integer<double> {
+  using type = uint64_t;
+};
+
+// A vector register of T, for loops that are written rather than left to the vectoriser.
+template <typename T, typename Isa>
+struct Simd {
+  static constexpr int kLanes = Isa::kBytes / sizeof(T);
+  typedef T Vector __attribute__((vector_size(Isa::kBytes)));
+  typedef T Unaligned __attribute__((vector_size(Isa::kBytes), aligned(alignof(T)), may_alias));
+  typedef typename Integer<T>::type Bits __attribute__((vector_size(Isa::kBytes)));
+
+  static constexpr int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+
+  static VLKD_INLINE Vector load(const T* from) { return *reinterpret_cast<const Unaligned*>(from); }
+  static VLKD_INLINE void store(T* to, Vector x) { *reinterpret_cast<Unaligned*>(to) = x; }
+  static VLKD_INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; } // b where a is NaN or b is
+
+  static VLKD_INLINE T sum(Vector x) {
+    return fold<kLanes / 2>(x, [](Vector a, Vector b) __attribute__((always_inline)) { return a + b; });
+  }
+  static VLKD_INLINE T largest(Vector x) {
+    return fold<kLanes / 2>(x, [](Vector a, Vector b) __attribute__((always_inline)) { return larger(a, b); });
+  }
+
+  // 2^x for x <= 0; below `kLowest` as there, also for -infinity; NaN for NaN. The polynomial is of least maximal error.
+  static VLKD_INLINE Vector exp2(Vector x) {
+    constexpr T kLowest = sizeof(T) == 8 ? -1000 : -100;
+    constexpr int kMantissa = sizeof(T) == 8 ? 52 : 23;
+    constexpr T kRound = T(3ull << (kMantissa - 1)); // adding it leaves the nearest integer in the low bits
+    const Vector clamped = larger(Vector{} + kLowest, x), shifted = clamped + kRound;
+    const Vector r = clamped - (shifted - kRound); // exact, in [-1/2, 1/2]
+    return (Vector)((Bits)power_of_2(r) + ((Bits)shifted << kMantissa)); // into the exponent
+  }
+
+ private:
+  template <int kStep, typename Fold>
+  static VLKD_INLINE T fold(Vector x, Fold combine) {
+    if constexpr (kStep == 0) {
+      return x[0];
+    } else {
+      return fold<kStep / 2>(combine(x, rotated<kStep>(x, std::make_integer_sequence<int, kLanes>{})), combine);
+    }
+  }
+
+  template <int kStep, int... kLane>
+  static VLKD_INLINE Vector rotated(Vector x, std::integer_sequence<int, kLane...>) {
+    return __builtin_shufflevector(x, x, ((kLane + kStep) % kLanes)...);
+  }
+
+  static VLKD_INLINE Vector power_of_2(Vector r) {
+    if constexpr (sizeof(T) == 4) { // Cephes
+      Vector p = Vector{} + T(1.535336188319500e-4);
+      p = p * r + T(1.339887440266574e-3);
+      p = p * r + T(9.618437357674640e-3);
+      p = p * r + T(5.550332471162809e-2);
+      p = p * r + T(2.402264791363012e-1);
+      p = p * r + T(6.931472028550421e-1);
+      return p * r + T(1);
+    } else { // the Taylor series: its first term left out is below 2^-55 of the sum
+      Vector p = Vector{};
+#pragma GCC unroll 16
+      for (int k = 13; k >= 1; --k) p = (p + T(1)) * r * T(0.6931471805599453 / k);
+      return p + T(1);
+    }
+  }
+};
 
 } // namespace vlkd

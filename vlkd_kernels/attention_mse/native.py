@@ -1,7 +1,8 @@
 """`attention_mse` in the compiled extension: C++ for CPU tensors of every floating-point dtype the op takes.
 
-It works on some heads, or some rows of one head, at a time; two chunks of maps of at most 8 MiB each are all it holds
-besides its inputs and gradients. Shapes: B batch, H heads, L queries, M keys, D head width.
+Each thread takes tiles of at most 64 query rows through scores, loss and gradients while they are in its cache; besides
+inputs and gradients it holds some rows of the maps (at most 128 KiB each) and copies of one head's keys.
+Shapes: B batch, H heads, L queries, M keys, D head width.
 """
 
 from __future__ import annotations

@@ -83,10 +83,10 @@ def attention_mse(
     forward = _nothing if 0 in (*q_s.shape, k_s.shape[2]) else _forward(chosen)
     with torch.no_grad(), without_autocast(q_s):
         loss_sum, count, *gradients = forward(
-            q_s.detach().to(dtype),
-            k_s.detach().to(dtype),
-            q_t.detach(),
-            k_t.detach(),
+            q_s.to(dtype),
+            k_s.to(dtype),
+            q_t,
+            k_t,
             scale_s,
             scale_t,
             attn_mask,
