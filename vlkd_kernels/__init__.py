@@ -4,6 +4,7 @@ Each op is a folder: `op.py` (the public function), `reference.py` (the formula 
 (the compiled extension) and a README with the derivation.
 """
 
+from vlkd_kernels.attention_map import attention_map
 from vlkd_kernels.attention_mse import attention_mse
 from vlkd_kernels.backends import BackendError, available_backends, explain_backend
 from vlkd_kernels.extension import build_info
@@ -14,6 +15,7 @@ __all__ = [
     "BackendError",
     "RingQueue",
     "TokenNCEStats",
+    "attention_map",
     "attention_mse",
     "available_backends",
     "build_info",

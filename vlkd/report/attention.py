@@ -16,6 +16,7 @@ from vlkd.models import capture_attention
 from vlkd.report.pictures import outline, picture_panels
 from vlkd.report.story import AttentionExample
 from vlkd.report.style import INK, MUTED, png
+from vlkd_kernels import attention_map
 
 _INPUTS = ("input_ids", "token_type_ids", "position_ids", "attention_mask")
 _DARK = 0.22  # brightness of what nobody looks at
@@ -26,8 +27,8 @@ _EDGE = "#ffd166"
 def region_attention(model: nn.Module, batch: Mapping[str, Tensor], regions: str) -> Tensor:
     """Attention of every text token over the regions, last layer, mean over heads: [T, R], fp32.
 
-    ``batch`` holds one picture (B = 1); ``regions`` is the key of the features that ``model`` reads. The one small map
-    is computed from the captured queries and keys, ``softmax(q k^T * scale)`` over what a token may see.
+    ``batch`` holds one picture (B = 1); ``regions`` is the key of the features that ``model`` reads. The map is computed
+    from the captured queries and keys, over what a token may see.
     """
     was_training = model.training
     model.eval()
@@ -35,11 +36,10 @@ def region_attention(model: nn.Module, batch: Mapping[str, Tensor], regions: str
         model(**{name: batch[name] for name in _INPUTS}, regions=batch[regions])
     model.train(was_training)
     query, key, scale = captured[-1]  # [1, H, L, Dh]
-    scores = (query[0].float() @ key[0].float().transpose(1, 2)) * scale  # [H, L, L]
-    visible = batch["attention_mask"][0] | torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
-    attention = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1).mean(dim=0)  # [L, L]
+    visible = batch["attention_mask"][0] | torch.eye(query.shape[2], dtype=torch.bool, device=query.device)
     text = batch["input_ids"].shape[1]
-    return attention[:text, text:]
+    maps = attention_map(query, key, scale=scale, attn_mask=visible, heads="mean", rows=range(text))  # [1, T, L]
+    return maps[0, :, text:].float()
 
 
 def attention_example(

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vlkd_kernels import backends, checks
+from vlkd_kernels import backends
+from vlkd_kernels.attention import check_pair, four_dimensional, scale_of
 from vlkd_kernels.dtypes import accumulator, compute_dtype, without_autocast
 from vlkd_kernels.fused_loss import fused_loss, wants_gradient
 
@@ -71,11 +72,10 @@ def attention_mse(
         ValueError, TypeError: an argument of the wrong shape, dtype, device or value.
         BackendError: the named backend cannot run this call.
     """
-    _check(q_s, k_s, q_t, k_t, attn_mask, query_mask, distance, reduction)
-    scale_s = _scale("scale_s", scale_s, q_s)
-    scale_t = _scale("scale_t", scale_t, q_t)
-    if attn_mask is not None:  # four dimensions, not expanded
-        attn_mask = attn_mask[(None,) * (4 - attn_mask.ndim)]
+    check_pair(_OP, q_s, k_s, q_t, k_t, attn_mask, query_mask, distance, reduction)
+    scale_s = scale_of(_OP, "scale_s", scale_s, q_s)
+    scale_t = scale_of(_OP, "scale_t", scale_t, q_t)
+    attn_mask = four_dimensional(attn_mask)
     dtype = compute_dtype(q_s)
     wide = any(x.shape[3] > backends.WIDEST_HEAD for x in (q_s, q_t))
     chosen = backends.choose(_OP, backend, q_s.device.type, dtype, wide)
@@ -118,54 +118,3 @@ def _nothing(q_s: Tensor, k_s: Tensor, *_: object) -> tuple[Tensor, Tensor, Tens
     """No row or no key: loss 0, count 0, zero gradients."""
     zero = torch.zeros((), dtype=accumulator(q_s.dtype), device=q_s.device)
     return zero, zero.clone(), torch.zeros_like(q_s, dtype=zero.dtype), torch.zeros_like(k_s, dtype=zero.dtype)
-
-
-def _scale(name: str, value: float | None, q: Tensor) -> float:
-    if value is None:
-        return q.shape[-1] ** -0.5 if q.shape[-1] else 1.0
-    checks.check_finite(_OP, name, value)
-    return float(value)
-
-
-def _check(
-    q_s: Tensor,
-    k_s: Tensor,
-    q_t: Tensor,
-    k_t: Tensor,
-    attn_mask: Tensor | None,
-    query_mask: Tensor | None,
-    distance: str,
-    reduction: str,
-) -> None:
-    checks.check_float_tensors(_OP, {"q_s": q_s, "k_s": k_s, "q_t": q_t, "k_t": k_t}, dims=4)
-    checks.check_same_dtype(_OP, "k_s", k_s, "q_s", q_s)
-    checks.check_same_dtype(_OP, "k_t", k_t, "q_t", q_t)
-    batch, heads, queries, _ = q_s.shape
-    keys = k_s.shape[2]
-    checks.check_shape(_OP, "q_t", q_t, (batch, heads, queries, q_t.shape[3]), "[B, H, L, D_t]")
-    for name, k, q in (("k_s", k_s, q_s), ("k_t", k_t, q_t)):
-        checks.check_shape(_OP, name, k, (batch, k.shape[1], keys, q.shape[3]), "[B, H_k, M, D]")
-        if heads and (k.shape[1] == 0 or heads % k.shape[1]):
-            raise ValueError(
-                f"{_OP}: the heads of {name} must divide the {heads} heads of the queries, got {k.shape[1]}."
-            )
-    if q_s.shape[3] == 0 or q_t.shape[3] == 0:
-        raise ValueError(f"{_OP}: the head width must be at least 1, got q_s {checks.shape_of(q_s)}.")
-    if attn_mask is not None:
-        _check_attn_mask(attn_mask, q_s, (batch, heads, queries, keys))
-    if query_mask is not None:
-        checks.check_dtype(_OP, "query_mask", query_mask, torch.bool)
-        checks.check_device(_OP, "query_mask", query_mask, "q_s", q_s)
-        checks.check_shape(_OP, "query_mask", query_mask, (batch, queries), "[B, L]")
-    checks.check_choice(_OP, "distance", distance, ("mse", "kl"))
-    checks.check_reduction(_OP, reduction)
-
-
-def _check_attn_mask(mask: Tensor, q_s: Tensor, full: tuple[int, int, int, int]) -> None:
-    checks.check_dtype(_OP, "attn_mask", mask, torch.bool)
-    checks.check_device(_OP, "attn_mask", mask, "q_s", q_s)
-    fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(full), strict=False))
-    if not fits:
-        raise ValueError(
-            f"{_OP}: attn_mask must broadcast to [B, H, L, M] = {list(full)}, got {checks.shape_of(mask)}."
-        )
