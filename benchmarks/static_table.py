@@ -21,6 +21,7 @@ import triton
 
 from benchmarks.ahead_of_time import ARCHITECTURES, Launch, compile_launch, record
 from vlkd_kernels.attention_mse import triton as attention_mse
+from vlkd_kernels.distill_attention import triton as distill_attention
 from vlkd_kernels.token_nce import triton as token_nce
 
 PATH = Path(__file__).with_name("static_table.json")
@@ -36,13 +37,17 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """Every dtype, head widths up to 256, both distances; all masks present."""
+    """Every dtype, head widths up to 256, both distances; all masks and dropout present."""
     for name, dtype in DTYPES.items():
         quick = ARCHITECTURES if dtype == torch.bfloat16 else (90,)
         yield Case(f"attention_mse/{name}/mse/64", _attention(dtype, 64, "mse"), quick)
         for width in (128, 256):
             yield Case(f"attention_mse/{name}/mse/{width}", _attention(dtype, width, "mse"), ())
         yield Case(f"attention_mse/{name}/kl/64", _attention(dtype, 64, "kl"), ())
+        yield Case(f"distill_attention/{name}/mse/64", _distill(dtype, 64, "mse"), quick)
+        for width in (128, 256):
+            yield Case(f"distill_attention/{name}/mse/{width}", _distill(dtype, width, "mse"), ())
+        yield Case(f"distill_attention/{name}/kl/64", _distill(dtype, 64, "kl"), ())
         yield Case(f"token_nce/{name}/768", _nce(dtype), quick)
 
 
@@ -67,6 +72,23 @@ def _attention(dtype: torch.dtype, width: int, distance: str) -> Callable[[], li
         query_mask = torch.empty(16, 197, dtype=torch.bool, device="meta")
         arguments = (x, x, x, x, 0.125, 0.125, mask, query_mask, False, distance, True)
         return record(attention_mse, lambda: attention_mse.launch(*arguments))
+
+    return launches
+
+
+def _distill(dtype: torch.dtype, width: int, distance: str) -> Callable[[], list[Launch]]:
+    def launches() -> list[Launch]:
+        x = torch.empty(16, 12, 197, width, dtype=dtype, device="meta")
+        mask = torch.empty(16, 1, 1, 197, dtype=torch.bool, device="meta")
+        query_mask = torch.empty(16, 197, dtype=torch.bool, device="meta")
+        seed = torch.empty(1, dtype=torch.int64, device="meta")
+        numbers = (0.125, 0.125, 0.1, False, distance)
+
+        def call() -> None:
+            out, loss, _, row_stats = distill_attention.launch(x, x, x, x, x, None, mask, query_mask, seed, *numbers)
+            distill_attention.launch_backward(x, loss, out, row_stats, x, x, x, x, x, mask, seed, *numbers)
+
+        return record(distill_attention, call)
 
     return launches
 

@@ -73,9 +73,10 @@ def _backends() -> Iterator[Finding]:
     import torch
 
     from vlkd_kernels import explain_backend
+    from vlkd_kernels.backends import OPS
 
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    for operator in ("attention_mse", "token_nce", "ring_queue"):
+    for operator in OPS:
         for device in devices:
             statuses = explain_backend(operator, device=device)
             chosen = next(status for status in statuses if status.available)

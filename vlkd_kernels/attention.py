@@ -81,7 +81,12 @@ def four_dimensional(mask: Tensor | None) -> Tensor | None:
 
 
 def scores(
-    q: Tensor, k: Tensor, scale: float, attn_mask: Tensor | None, is_causal: bool, rows: Sequence[int] | Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    rows: Sequence[int] | Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Scaled scores of some rows of all heads after others, -inf where a row may not see; at most 2^21 of them at a time.
 

@@ -15,7 +15,7 @@ import torch
 
 from vlkd_kernels import extension
 
-OPS = ("attention_mse", "token_nce", "ring_queue")
+OPS = ("attention_mse", "distill_attention", "token_nce", "ring_queue")
 BACKENDS = ("cuda", "cpu", "triton", "reference")
 _PREFERENCE = {"cpu": ("cpu", "reference", "triton", "cuda")}  # on a CPU, Triton's interpreter is for tests alone
 _MINIMUM_CAPABILITY = (8, 0)  # bfloat16 matrix instructions
@@ -40,10 +40,10 @@ def explain_backend(
     """Every backend's status for an op, in the order of preference: `backend=None` runs the first available one.
 
     Args:
-        op: "attention_mse", "token_nce" or "ring_queue".
+        op: "attention_mse", "distill_attention", "token_nce" or "ring_queue".
         device: where the tensors are; the GPU if there is one, else the CPU.
         dtype: what the op computes in.
-        wide: whether a head of "attention_mse" is wider than `WIDEST_HEAD`.
+        wide: whether a head of an attention op is wider than `WIDEST_HEAD`.
     """
     if op not in OPS:
         raise ValueError(f"explain_backend: op must be one of {', '.join(map(repr, OPS))}, got {op!r}.")
@@ -72,7 +72,7 @@ def choose(op: str, backend: str | None, device: str, dtype: torch.dtype, wide: 
         backend: a name, which is run or refused, or None for the first available one.
         device: the device type of the tensors.
         dtype: what the op computes in.
-        wide: whether a head of "attention_mse" is wider than `WIDEST_HEAD`.
+        wide: whether a head of an attention op is wider than `WIDEST_HEAD`.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -93,6 +93,8 @@ def _status(op: str, backend: str, device: str, dtype: torch.dtype, wide: bool) 
         return True, "plain PyTorch, runs on every device"
     if backend == "triton":
         return _triton_status(op, device, dtype, wide)
+    if (op, backend) == ("distill_attention", "cuda"):
+        return False, "there is no CUDA C++ kernel for it"
     if device != backend:
         return False, f"it takes {backend} tensors, got {device} tensors"
     if extension.load() is None:
@@ -110,6 +112,7 @@ def _has_kernel(op: str, backend: str) -> bool:
 
 _SCHEMAS = {
     "attention_mse": "vlkd::attention_mse",
+    "distill_attention": "vlkd::attention_mse",  # beside torch's own attention
     "token_nce": "vlkd::token_nce",
     "ring_queue": "vlkd::ring_enqueue_",
 }

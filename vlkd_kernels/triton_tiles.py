@@ -1,6 +1,7 @@
-"""What the Triton kernels share: loading a tile, and matrix products in a stated precision.
+"""What the Triton kernels share: loading a tile, rounding it, and matrix products in a stated precision.
 
-Triton's interpreter keeps bfloat16 as raw 16-bit integers and multiplies those, so under it operands are widened first.
+Triton's interpreter keeps bfloat16 as raw 16-bit integers and multiplies those, so under it operands are widened first; and it
+cuts float32 off to bfloat16, where a GPU rounds to nearest.
 """
 
 from __future__ import annotations
@@ -24,6 +25,16 @@ def load_tile(
 
 
 @triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """x of float32 in dtype, to nearest, ties to even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
 def dot(a, b, accumulator):
     """accumulator + a b, operands of one dtype, summed in float32. float32 operands are not rounded to TF32."""
     if INTERPRETED:
@@ -41,4 +52,4 @@ def weighted_dot(weights, values, accumulator, dtype: tl.constexpr):
     """
     if dtype == tl.float16 and not INTERPRETED:
         return tl.dot(weights, values.to(tl.float32), accumulator, input_precision="tf32")
-    return dot(weights.to(dtype), values.to(dtype), accumulator)
+    return dot(rounded(weights, dtype), values.to(dtype), accumulator)

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes a block may have
-PRODUCTS = ("rows", "keys", "similarity", "gradient")  # kernels with a matrix product
+PRODUCTS = ("rows", "forward", "queries", "keys", "similarity", "gradient")  # kernels with a matrix product
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 
 Table = dict[str, dict[str, Any]]
@@ -45,6 +45,7 @@ def test_the_quick_part_holds_every_kernel_on_every_architecture(compiled: dict[
     names = {tuple(key.split("/")[i] for i in (0, -2, -1)) for key in compiled["kernels"]}
     kernels = {
         "attention_mse": ("rows", "keys"),
+        "distill_attention": ("forward", "queries", "keys"),
         "token_nce": ("norms", "positives", "similarity", "softmax", "gradient", "finish"),
     }
     assert names == {(op, kernel, sm) for op, ks in kernels.items() for kernel in ks for sm in SHARED_MEMORY}

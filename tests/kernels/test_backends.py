@@ -38,7 +38,10 @@ def test_without_the_extension_the_library_works_and_says_why(monkeypatch: pytes
 
 
 def test_an_unknown_op_is_refused() -> None:
-    with pytest.raises(ValueError, match="op must be one of 'attention_mse', 'token_nce', 'ring_queue', got 'softmax'"):
+    with pytest.raises(
+        ValueError,
+        match="op must be one of 'attention_mse', 'distill_attention', 'token_nce', 'ring_queue', got 'softmax'",
+    ):
         explain_backend("softmax")
 
 

@@ -12,64 +12,24 @@ Shapes: B batch, H heads, L queries, M keys, D head width.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vlkd_kernels.triton_tiles import dot, load_tile, weighted_dot
-
-_LOG2_E = 1.4426950408889634
-_LN_2 = tl.constexpr(0.6931471805599453)
-_HIDDEN = tl.constexpr(-1e30)  # the log of a probability that is 0; the difference of two such is 0
-
-
-@triton.jit
-def _visible(mask, stride_l, stride_m, row, column, queries, keys, HAS_MASK: tl.constexpr, IS_CAUSAL: tl.constexpr):
-    """Which keys (columns) which queries (rows) may see, [rows, columns]."""
-    visible = (row < queries)[:, None] & (column < keys)[None, :]
-    if IS_CAUSAL:
-        visible = visible & (column[None, :] <= row[:, None])
-    if HAS_MASK:
-        offsets = row.to(tl.int64)[:, None] * stride_l + column.to(tl.int64)[None, :] * stride_m
-        visible = visible & (tl.load(mask + offsets, mask=visible, other=0) != 0)
-    return visible
-
-
-@triton.jit
-def _scores(
-    q, k, row, column, queries, keys, stride_l, stride_qd, stride_m, stride_kd, dtype: tl.constexpr,
-    D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """The tile of q kᵀ of one head whose first element is (row, column), operands rounded to dtype."""
-    scores = tl.zeros([BLOCK_L, BLOCK_M], tl.float32)
-    for first in range(0, D, BLOCK_D):
-        tile_q = load_tile(q, row, queries, stride_l, first, D, stride_qd, BLOCK_L, BLOCK_D)
-        tile_k = load_tile(k, column, keys, stride_m, first, D, stride_kd, BLOCK_M, BLOCK_D)
-        scores = dot(tile_q.to(dtype), tl.trans(tile_k.to(dtype)), scores)
-    return scores
-
-
-@triton.jit
-def _online_sum(scores, visible, maximum, total):
-    """One step of a running log-sum-exp in base 2; rows without a visible key keep maximum -inf and total 0."""
-    scores = tl.where(visible, scores, float("-inf"))
-    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-    shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-    total = total * tl.exp2(maximum - shift) + tl.sum(tl.exp2(scores - shift[:, None]), 1)
-    return new_maximum, total
-
-
-@triton.jit
-def _kl_terms(p, t, difference):
-    """t (Δ + exp(-Δ) - 1), Δ = log t - log p: a series where Δ is small, since the sum of its parts would cancel."""
-    x = difference
-    series = (
-        x * x * (0.5 + x * (-1 / 6 + x * (1 / 24 + x * (-1 / 120 + x * (1 / 720 + x * (-1 / 5040 + x * (1 / 40320)))))))
-    )
-    return tl.where(tl.abs(x) < 0.5, t * series, t * x + p - t)
+from vlkd_kernels.triton_attention import (
+    HIDDEN,
+    LN_2,
+    LOG2_E,
+    TileConfig,
+    kl_terms,
+    online_sum,
+    padded,
+    scores,
+    strided,
+    visible_keys,
+)
+from vlkd_kernels.triton_tiles import load_tile, weighted_dot
 
 
 @triton.jit
@@ -111,19 +71,19 @@ def _rows_kernel(
     total_t = total_s
     seen = tl.zeros([BLOCK_L], tl.int32)
     for first in range(0, end, BLOCK_M):
-        visible = _visible(
+        visible = visible_keys(
             mask, stride_mask_l, stride_mask_m, row, first + tl.arange(0, BLOCK_M), queries, keys, HAS_MASK, IS_CAUSAL
         )
-        scores_s = scale_s * _scores(
+        scores_s = scale_s * scores(
             q_s, k_s, start, first, queries, keys, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d,
             dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS,
         )  # fmt: skip
-        maximum_s, total_s = _online_sum(scores_s, visible, maximum_s, total_s)
-        scores_t = scale_t * _scores(
+        maximum_s, total_s = online_sum(scores_s, visible, maximum_s, total_s)
+        scores_t = scale_t * scores(
             q_t, k_t, start, first, queries, keys, stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d,
             dtype, D_T, BLOCK_L, BLOCK_M, BLOCK_DT,
         )  # fmt: skip
-        maximum_t, total_t = _online_sum(scores_t, visible, maximum_t, total_t)
+        maximum_t, total_t = online_sum(scores_t, visible, maximum_t, total_t)
         seen += tl.sum(visible.to(tl.int32), 1)
 
     counted = seen > 0
@@ -136,23 +96,23 @@ def _rows_kernel(
     loss = tl.zeros([BLOCK_L], tl.float32)
     delta = tl.zeros([BLOCK_L], tl.float32)
     for first in range(0, end, BLOCK_M):
-        used = counted[:, None] & _visible(
+        used = counted[:, None] & visible_keys(
             mask, stride_mask_l, stride_mask_m, row, first + tl.arange(0, BLOCK_M), queries, keys, HAS_MASK, IS_CAUSAL
         )
-        scores_s = scale_s * _scores(
+        scores_s = scale_s * scores(
             q_s, k_s, start, first, queries, keys, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d,
             dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS,
         )  # fmt: skip
-        scores_t = scale_t * _scores(
+        scores_t = scale_t * scores(
             q_t, k_t, start, first, queries, keys, stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d,
             dtype, D_T, BLOCK_L, BLOCK_M, BLOCK_DT,
         )  # fmt: skip
-        log_p = tl.where(used, scores_s - lse_s[:, None], _HIDDEN)
-        log_t = tl.where(used, scores_t - lse_t[:, None], _HIDDEN)
+        log_p = tl.where(used, scores_s - lse_s[:, None], HIDDEN)
+        log_t = tl.where(used, scores_t - lse_t[:, None], HIDDEN)
         p = tl.exp2(log_p)
         t = tl.exp2(log_t)
         if KL:
-            loss += tl.sum(_kl_terms(p, t, (log_t - log_p) * _LN_2), 1)
+            loss += tl.sum(kl_terms(p, t, (log_t - log_p) * LN_2), 1)
         else:
             loss += tl.sum((p - t) * (p - t), 1)
             delta += tl.sum(p * (p - t), 1)
@@ -172,19 +132,19 @@ def _rows_kernel(
 
     accumulator = tl.zeros([BLOCK_L, WIDTH], tl.float32)
     for first in range(0, end, BLOCK_M):
-        used = counted[:, None] & _visible(
+        used = counted[:, None] & visible_keys(
             mask, stride_mask_l, stride_mask_m, row, first + tl.arange(0, BLOCK_M), queries, keys, HAS_MASK, IS_CAUSAL
         )
-        scores_s = scale_s * _scores(
+        scores_s = scale_s * scores(
             q_s, k_s, start, first, queries, keys, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d,
             dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS,
         )  # fmt: skip
-        scores_t = scale_t * _scores(
+        scores_t = scale_t * scores(
             q_t, k_t, start, first, queries, keys, stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d,
             dtype, D_T, BLOCK_L, BLOCK_M, BLOCK_DT,
         )  # fmt: skip
-        p = tl.exp2(tl.where(used, scores_s - lse_s[:, None], _HIDDEN))
-        gradient = p - tl.exp2(tl.where(used, scores_t - lse_t[:, None], _HIDDEN))
+        p = tl.exp2(tl.where(used, scores_s - lse_s[:, None], HIDDEN))
+        gradient = p - tl.exp2(tl.where(used, scores_t - lse_t[:, None], HIDDEN))
         if not KL:
             gradient = 2.0 * p * (gradient - delta[:, None])
         tile_k = load_tile(k_s, first, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, WIDTH)
@@ -236,19 +196,19 @@ def _keys_kernel(
             weight = tl.load(head_stats + row, mask=inside, other=0.0)  # 0: the row does not count
             lse_s = tl.load(head_stats + stats_plane + row, mask=inside, other=0.0)
             lse_t = tl.load(head_stats + 2 * stats_plane + row, mask=inside, other=0.0)
-            used = (weight > 0)[:, None] & _visible(
+            used = (weight > 0)[:, None] & visible_keys(
                 head_mask, stride_mask_l, stride_mask_m, row, column, queries, keys, HAS_MASK, IS_CAUSAL
             )
-            scores_s = scale_s * _scores(
+            scores_s = scale_s * scores(
                 head_qs, k_s, first, start, queries, keys, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d,
                 dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS,
             )  # fmt: skip
-            scores_t = scale_t * _scores(
+            scores_t = scale_t * scores(
                 head_qt, head_kt, first, start, queries, keys, stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d,
                 dtype, D_T, BLOCK_L, BLOCK_M, BLOCK_DT,
             )  # fmt: skip
-            p = tl.exp2(tl.where(used, scores_s - lse_s[:, None], _HIDDEN))
-            gradient = p - tl.exp2(tl.where(used, scores_t - lse_t[:, None], _HIDDEN))
+            p = tl.exp2(tl.where(used, scores_s - lse_s[:, None], HIDDEN))
+            gradient = p - tl.exp2(tl.where(used, scores_t - lse_t[:, None], HIDDEN))
             if not KL:
                 delta = tl.load(head_stats + 3 * stats_plane + row, mask=inside, other=0.0)
                 gradient = 2.0 * weight[:, None] * p * (gradient - delta[:, None])
@@ -264,16 +224,6 @@ def _keys_kernel(
     )
 
 
-class TileConfig(NamedTuple):
-    """The tile of one program: how many queries, keys and (for the scores) columns, and how the GPU runs it."""
-
-    block_l: int
-    block_m: int
-    block_d: int
-    num_warps: int
-    num_stages: int
-
-
 def tile_config(kernel: str, dtype: torch.dtype, width: int) -> TileConfig:
     """The default tile of the "rows" or the "keys" kernel for a dtype and the wider of the two head widths.
 
@@ -284,11 +234,6 @@ def tile_config(kernel: str, dtype: torch.dtype, width: int) -> TileConfig:
     if width <= 64:
         return TileConfig(64, 64, 64, 8, 2)
     return TileConfig(64, 64 if kernel == "rows" or width <= 128 else 32, 64, 8, 1)
-
-
-def _padded(width: int) -> int:
-    """A head width padded to a power of two that the matrix instructions accept."""
-    return max(16, triton.next_power_of_2(width))
 
 
 def launch(
@@ -312,15 +257,15 @@ def launch(
     row_stats = torch.empty(4 if with_grad else 1, batch, heads, queries, **float32)
     grad_q = torch.empty(q_s.shape if with_grad else 0, **float32)
     grad_k = torch.empty(k_s.shape if with_grad else 0, **float32)
-    mask = (q_s, (0,) * 4) if attn_mask is None else _strided(attn_mask, (batch, heads, queries, keys))
-    query = (q_s, (0,) * 2) if query_mask is None else _strided(query_mask, (batch, queries))
+    mask = (q_s, (0,) * 4) if attn_mask is None else strided(attn_mask, (batch, heads, queries, keys))
+    query = (q_s, (0,) * 2) if query_mask is None else strided(query_mask, (batch, queries))
     strides = (*q_s.stride(), *k_s.stride(), *q_t.stride(), *k_t.stride(), *mask[1])
     shape = (heads, heads // key_heads, heads // k_t.shape[1], queries, keys)
-    numbers = (scale_s * _LOG2_E, scale_t * _LOG2_E, scale_s, row_loss.numel())
+    numbers = (scale_s * LOG2_E, scale_t * LOG2_E, scale_s, row_loss.numel())
     flags = {
         "D_S": width_s,
         "D_T": width_t,
-        "WIDTH": _padded(width_s),
+        "WIDTH": padded(width_s),
         "HAS_MASK": attn_mask is not None,
         "IS_CAUSAL": is_causal,
         "KL": distance == "kl",
@@ -356,16 +301,10 @@ def _options(kernel: str, dtype: torch.dtype, width_s: int, width_t: int) -> dic
     """A kernel's tile as the arguments of its launch."""
     config = tile_config(kernel, dtype, max(width_s, width_t))
     return {
-        "BLOCK_DS": min(_padded(width_s), config.block_d),
-        "BLOCK_DT": min(_padded(width_t), config.block_d),
+        "BLOCK_DS": min(padded(width_s), config.block_d),
+        "BLOCK_DT": min(padded(width_t), config.block_d),
         "BLOCK_L": config.block_l,
         "BLOCK_M": config.block_m,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }
-
-
-def _strided(mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
-    """A mask as bytes and its strides when broadcast to a shape; nothing is copied."""
-    expanded = mask.view(torch.uint8).expand(shape)
-    return expanded, expanded.stride()
