@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,19 @@ import torch
 from torch import Tensor
 
 ROUNDS = 10
+SHORT_ROUNDS = 200  # for steps below a millisecond, whose single rounds are noise
 KEPT = ("min", "q1", "median", "q3", "max", "rounds")  # of pytest-benchmark's statistics, seconds
 
 Measure = Callable[..., None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--grid", action="store_true", help="also every small shape of attention_mse, against eager alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--grid"):
+        items[:] = [item for item in items if "grid" not in item.keywords]
 
 
 @pytest.fixture
@@ -45,7 +56,10 @@ def measure(benchmark: Any, device: str) -> Measure:
         benchmark.extra_info |= info | {"device": device}
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        benchmark.pedantic(step, rounds=ROUNDS, warmup_rounds=2)
+        begin = time.perf_counter()
+        step()
+        short = time.perf_counter() - begin < 1e-3
+        benchmark.pedantic(step, rounds=SHORT_ROUNDS if short else ROUNDS, warmup_rounds=2)
         if device == "cuda":
             benchmark.extra_info["peak_memory"] = torch.cuda.max_memory_allocated()
 

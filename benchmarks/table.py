@@ -35,16 +35,18 @@ def _section(run: dict[str, Any]) -> str:
         f"{place}; torch {machine['torch']}, Python {machine['python']}; {state}{changed}; {run['datetime'][:10]}. "
         "Loss and gradients together, milliseconds: median (first to third quartile); in brackets, times vlkd's median."
     )
-    header = ["op", "shape", "dtype", *CONTENDERS]
-    lines = [header, ["---"] * len(header), *_rows(run["benchmarks"])]
+    measured = {row["contender"] for row in run["benchmarks"]}
+    contenders = [name for name in CONTENDERS if name in measured]
+    header = ["op", "shape", "dtype", *contenders]
+    lines = [header, ["---"] * len(header), *_rows(run["benchmarks"], contenders)]
     return conditions + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _rows(benchmarks: list[dict[str, Any]]) -> list[list[str]]:
+def _rows(benchmarks: list[dict[str, Any]], contenders: list[str]) -> list[list[str]]:
     cases: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for row in benchmarks:
         cases.setdefault((row["op"], row["shape"], row["dtype"]), {})[row["contender"]] = row["seconds"]
-    return [[*case, *(_cell(times, name) for name in CONTENDERS)] for case, times in cases.items()]
+    return [[*case, *(_cell(times, name) for name in contenders)] for case, times in cases.items()]
 
 
 def _cell(times: dict[str, dict[str, float]], name: str) -> str:

@@ -1,4 +1,4 @@
-"""attention_mse, forward and backward together: `pytest benchmarks`."""
+"""attention_mse, forward and backward together: `pytest benchmarks`; every small shape with `pytest benchmarks --grid`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,29 @@ CASES = {
     ],
 }
 PRESENT = CASES["cuda" if torch.cuda.is_available() else "cpu"]
+GRID = [
+    (batch, heads, length, 32, 64, torch.float32)
+    for batch in (1, 4, 16)
+    for heads in (1, 12)
+    for length in (1, 17, 50, 128, 197, 256, 512)
+]
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
 @pytest.mark.parametrize("case", PRESENT, ids=str)
 def test_attention_mse(measure: Measure, device: str, case: tuple, name: str) -> None:
+    run(measure, device, case, name)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("name", ["vlkd", "eager"])
+@pytest.mark.parametrize("case", GRID, ids=str)
+def test_attention_mse_is_never_slower_than_eager(measure: Measure, device: str, case: tuple, name: str) -> None:
+    run(measure, device, case, name)
+
+
+def run(measure: Measure, device: str, case: tuple, name: str) -> None:
+    """Time one contender on one case."""
     batch, heads, length, width_s, width_t, dtype = case
     torch.manual_seed(0)
     tensors = {
