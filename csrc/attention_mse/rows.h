@@ -69,13 +69,6 @@ VLKD_INLINE void largest_logits(const T* s, const T* t, int64_t keys, T& largest
 template <typename T>
 constexpr T kLog2e = T(1.4426950408889634);
 
-// e^(logits - largest) but for a factor near 1 that all of a row have in common, the rounding of largest * log2(e). One fused
-// multiply-add makes the exponent, which is most precise where it is near 0.
-template <typename V, typename T>
-VLKD_INLINE typename V::Vector exp_from(typename V::Vector logits, T largest) {
-  return V::exp2(logits * kLog2e<T> - largest * kLog2e<T>);
-}
-
 template <typename V, typename T>
 VLKD_INLINE typename V::Vector exp(typename V::Vector x) {
   return V::exp2(x * kLog2e<T>);
@@ -91,7 +84,7 @@ VLKD_INLINE T mse_row(T* s, T* t, int64_t keys, int64_t visible, T factor, bool 
   largest_logits<V>(s, t, keys, largest_s, largest_t);
   Vector sums_s{}, sums_t{};
   for (int64_t j = 0; j < keys; j += V::kLanes) {
-    const Vector e_s = exp_from<V>(V::load(s + j), largest_s), e_t = exp_from<V>(V::load(t + j), largest_t);
+    const Vector e_s = exp<V, T>(V::load(s + j) - largest_s), e_t = exp<V, T>(V::load(t + j) - largest_t);
     V::store(s + j, e_s);
     V::store(t + j, e_t);
     sums_s += e_s;

@@ -224,6 +224,17 @@ def test_rows_that_do_not_count(backend: str) -> None:
     assert (q.grad[0, 0, [0, 1, 4, 5]].abs().sum(-1) > 0).all()
 
 
+@pytest.mark.parametrize("distance", ["mse", "kl"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_that_see_one_key_have_nothing_to_learn(backend: str, distance: str) -> None:
+    need("attention_mse", backend)
+    tensors = make(2, 2, 9, 1)
+    got = loss_and_gradients(
+        lambda **x: attention_mse(**x, distance=distance, backend=backend), tensors, ("q_s", "k_s"), 3.0
+    )
+    assert not any(x.any() for x in got.values())
+
+
 def test_without_a_mask_it_is_mse_loss() -> None:
     x = make(2, 2, 7, 9)
     p = (x["q_s"] @ x["k_s"].mT * 8**-0.5).softmax(-1)
