@@ -62,8 +62,14 @@ class _FusedLoss(torch.autograd.Function):
         else:
             results = iter(_rescaled(grad_outputs[0], scale, wanted))
         forms = zip(ctx.forms, needed, strict=True)
-        grads = [next(results).view(shape).to(dtype) if need else None for (dtype, shape), need in forms]
+        grads = [_formed(next(results), *form) if need else None for form, need in forms]
         return (None, None, None, *grads, *(None for _ in gradients))
+
+
+def _formed(gradient: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    if gradient.shape != shape:  # token_nce flattens the leading dimensions
+        gradient = gradient.view(shape)
+    return gradient.to(dtype)
 
 
 def _rescaled(grad_out: Tensor, scale: Tensor, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
