@@ -35,10 +35,18 @@ def fused_loss(
         reduction: "mean" divides by the count (a count of 0 gives 0), "sum" does not.
         inputs: the tensors that a gradient goes to, where they require one.
         gradients: the gradient of `loss_sum` for each input; empty when no gradient is wanted.
+
+    Raises:
+        RuntimeError: a transform of torch.func is to differentiate the loss.
     """
     scale = count.clamp(min=1).reciprocal() if reduction == "mean" else torch.ones_like(count)
     if not gradients:
         return loss_sum * scale
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "vlkd_kernels losses are differentiated by backward() or torch.autograd.grad, not by the transforms of "
+            "torch.func; for those use the formula in the op's reference.py."
+        )
     return _FusedLoss.apply(loss_sum, scale, len(inputs), *inputs, *gradients)  # type: ignore[return-value]
 
 

@@ -9,6 +9,7 @@ import torch
 from kernel_truth import BACKENDS, DEVICE, need
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from vlkd_kernels import RingQueue, attention_mse, token_nce
 
@@ -51,6 +52,23 @@ def test_a_second_derivative_is_refused(op: str) -> None:
     gradient = torch.autograd.grad(loss_of(op, "reference")(x), x, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="no second derivative"):
         (gradient.square().sum() + x.sum()).backward()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_torch_func_is_refused_with_a_way_out(op: str) -> None:
+    x = student(op).detach()
+    with pytest.raises(RuntimeError, match=r"not by the transforms of torch\.func; for those use the formula"):
+        torch.func.grad(loss_of(op, None))(x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", OPS)
+def test_activation_checkpointing_changes_nothing(op: str, backend: str) -> None:
+    need(op, backend)
+    x, loss = student(op), loss_of(op, backend)
+    expected = torch.autograd.grad(loss(2 * x), x)[0]
+    got = torch.autograd.grad(checkpoint(lambda x: loss(2 * x), x, use_reentrant=False), x)[0]
+    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("op", OPS)
