@@ -53,29 +53,27 @@ void work_baseline(const Problem<T>& problem, Slab<T>* begin, Slab<T>* end, T* m
   work_with<T, Baseline>(problem, begin, end, memory);
 }
 
-#if VLKD_HAS_X86_TARGETS
+#ifdef VLKD_AVX512
 template <typename T>
-__attribute__((target("arch=x86-64-v3"))) void work_avx2(
-    const Problem<T>& problem, Slab<T>* begin, Slab<T>* end, T* memory) {
+VLKD_AVX2 void work_avx2(const Problem<T>& problem, Slab<T>* begin, Slab<T>* end, T* memory) {
   work_with<T, Avx2>(problem, begin, end, memory);
 }
 
 template <typename T>
-__attribute__((target("arch=x86-64-v4"))) void work_avx512(
-    const Problem<T>& problem, Slab<T>* begin, Slab<T>* end, T* memory) {
+VLKD_AVX512 void work_avx512(const Problem<T>& problem, Slab<T>* begin, Slab<T>* end, T* memory) {
   work_with<T, Avx512>(problem, begin, end, memory);
 }
 #endif
 
-// As torch itself chooses, so ATEN_CPU_CAPABILITY=avx2 or =default holds here too.
+// As torch itself chooses (AVX512 is F, BW, DQ and VL with it, AVX2 has FMA), so ATEN_CPU_CAPABILITY holds here too.
 template <typename T>
 Code<T> code() {
-#if VLKD_HAS_X86_TARGETS
+#ifdef VLKD_AVX512
   static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512" && __builtin_cpu_supports("x86-64-v4")) {
+  if (capability.rfind("AVX512", 0) == 0) {
     return {work_avx512<T>, Workspace<T>::template size<Avx512>};
   }
-  if (capability != "DEFAULT" && __builtin_cpu_supports("x86-64-v3")) {
+  if (capability == "AVX2") {
     return {work_avx2<T>, Workspace<T>::template size<Avx2>};
   }
 #endif
@@ -133,6 +131,7 @@ Outputs run(Problem<T> p, const at::Tensor& q_s, const at::Tensor& k_s) {
   }
   return {at::scalar_tensor(loss, options), at::scalar_tensor(count, options), grad_q, grad_k};
 }
+
 void check(const at::Tensor& q, const at::Tensor& k, const at::Tensor& q_s, const at::Tensor& k_s) {
   TORCH_CHECK(
       q.dim() == 4 && k.dim() == 4, "attention_mse: queries and keys must be 4-d, got ", q.sizes(), " and ", k.sizes());

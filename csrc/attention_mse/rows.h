@@ -1,6 +1,7 @@
 // What attention_mse does to a row of the two maps, between the products that made it and those that use its gradient.
 //
-// A row arrives as logits and leaves as the gradient of its value with respect to them, times a factor. Legend: B batch, H heads, L queries, M keys.
+// A row arrives as logits and leaves as the gradient of its value with respect to them, times a factor.
+// Legend: B batch, H heads, L queries, M keys.
 #pragma once
 
 #include "../common/simd.h"

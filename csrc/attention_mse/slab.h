@@ -9,7 +9,6 @@
 #include "rows.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 
 namespace vlkd {

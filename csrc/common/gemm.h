@@ -113,8 +113,8 @@ struct Gemm {
     for (int i = 0; i < kLanes; ++i) {
       if (i & kStep) continue;
       const Vector a = rows[i], b = rows[i + kStep];
-      rows[i] = __builtin_shufflevector(a, b, (kLane & kStep ? kLane - kStep + kLanes : kLane)...);
-      rows[i + kStep] = __builtin_shufflevector(a, b, (kLane & kStep ? kLane + kLanes : kLane + kStep)...);
+      rows[i] = V::template shuffled<(kLane & kStep ? kLane - kStep + kLanes : kLane)...>(a, b);
+      rows[i + kStep] = V::template shuffled<(kLane & kStep ? kLane + kLanes : kLane + kStep)...>(a, b);
     }
   }
 

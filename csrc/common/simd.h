@@ -5,15 +5,20 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 // A wheel is built for the oldest processor it must run on; without clones its loops would stay there too.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define VLKD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#define VLKD_HAS_X86_TARGETS 1
 #else
 #define VLKD_CLONES
-#define VLKD_HAS_X86_TARGETS 0
+#endif
+
+// The same for functions that are written per instruction set, which every compiler of this processor can do.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#define VLKD_AVX2 __attribute__((target("avx2,fma")))
+#define VLKD_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #endif
 
 #define VLKD_INLINE inline __attribute__((always_inline))
@@ -75,30 +80,30 @@ struct Baseline {
   static constexpr int kBytes = 16, kRows = 4;
 };
 
-template <typename T>
-struct Integer;
-template <>
-struct Integer<float> {
-  using type = uint32_t;
-};
-template <>
-struct Integer<double> {
-  using type = uint64_t;
-};
-
 // A vector register of T, for loops that are written rather than left to the vectoriser.
 template <typename T, typename Isa>
 struct Simd {
   static constexpr int kLanes = Isa::kBytes / sizeof(T);
   typedef T Vector __attribute__((vector_size(Isa::kBytes)));
   typedef T Unaligned __attribute__((vector_size(Isa::kBytes), aligned(alignof(T)), may_alias));
-  typedef typename Integer<T>::type Bits __attribute__((vector_size(Isa::kBytes)));
+  typedef std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t> Bits __attribute__((vector_size(Isa::kBytes)));
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index __attribute__((vector_size(Isa::kBytes)));
 
   static constexpr int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
   static VLKD_INLINE Vector load(const T* from) { return *reinterpret_cast<const Unaligned*>(from); }
   static VLKD_INLINE void store(T* to, Vector x) { *reinterpret_cast<Unaligned*>(to) = x; }
   static VLKD_INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; } // b where a is NaN or b is
+
+  // Lanes of a, counted from 0, and of b, counted from kLanes.
+  template <int... kLane>
+  static VLKD_INLINE Vector shuffled(Vector a, Vector b) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, kLane...);
+#else
+    return __builtin_shuffle(a, b, Index{kLane...}); // the other only came with GCC 12
+#endif
+  }
 
   static VLKD_INLINE T sum(Vector x) {
     return fold<kLanes / 2>(x, [](Vector a, Vector b) __attribute__((always_inline)) { return a + b; });
@@ -129,7 +134,7 @@ struct Simd {
 
   template <int kStep, int... kLane>
   static VLKD_INLINE Vector rotated(Vector x, std::integer_sequence<int, kLane...>) {
-    return __builtin_shufflevector(x, x, ((kLane + kStep) % kLanes)...);
+    return shuffled<((kLane + kStep) % kLanes)...>(x, x);
   }
 
   static VLKD_INLINE Vector power_of_2(Vector r) {

@@ -166,6 +166,18 @@ def test_attention_without_a_row_is_zero(b: int, h: int, q: int, m: int) -> None
     assert not grad_q.any() and not grad_k.any()
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 700, 300), (2, 3, 20, 30)])  # one head in several slabs, a slab a head
+def test_the_bits_do_not_depend_on_the_number_of_threads(shape: tuple[int, int, int, int]) -> None:
+    inputs = attention_inputs(*shape)
+    threads, results = torch.get_num_threads(), []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        results.append(attention.forward(*inputs, 0.3, 0.3, None, None, False, "mse", True))
+    torch.set_num_threads(threads)
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
 def test_attention_allocates_chunks_and_never_a_map() -> None:
     q_s, k_s, q_t, k_t = attention_inputs(1, 1, 4000, 3000)  # one map: 48 MB
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:

@@ -122,7 +122,7 @@ def _forward(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor
 
 def _nothing(q_s: Tensor, k_s: Tensor, v_s: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """No row, no key or no value: outputs of 0 on which the inputs still have a gradient of 0."""
-    zero = q_s.sum() * 0 + k_s.sum() * 0 + v_s.sum() * 0
+    zero = q_s[..., :0].sum() + k_s[..., :0].sum() + v_s[..., :0].sum()
     out = zero.expand(*q_s.shape[:3], v_s.shape[3])
     loss = zero.to(accumulator(q_s.dtype))
     return out, loss, torch.zeros_like(loss), torch.full(q_s.shape[:3], -torch.inf, dtype=loss.dtype, device=q_s.device)
