@@ -34,7 +34,7 @@ CPU_SOURCES = [
     "csrc/token_nce/cpu.cpp",
     "csrc/ring_queue/cpu.cpp",
 ]
-CUDA_SOURCES = ["csrc/ring_queue/cuda.cu"]
+CUDA_SOURCES = ["csrc/attention_mse/cuda.cu", "csrc/ring_queue/cuda.cu"]
 ARCHITECTURES = ("8.0", "9.0", "10.0")
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
 NVCC_FLAGS = ["-O3", "--threads=2"]
@@ -170,7 +170,7 @@ def make_extension(toolkit: Path | None) -> Any:
         CPU_SOURCES if toolkit is None else CPU_SOURCES + CUDA_SOURCES,
         include_dirs=[pybind11.get_include()],
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
-        depends=sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/*/*.h")),
+        depends=sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/*/*.*h")),
         optional=True,
     )
 

@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a block's limit, CUDA programming guide
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -123,7 +123,8 @@ def _cubin(content: bytes) -> Iterator[str]:
         yield str(path)
 
 
-def _tool(name: str, *arguments: str) -> str:
+def tool(name: str, *arguments: str) -> str:
+    """What one of the binary utilities that Triton brings prints."""
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
 
@@ -131,7 +132,7 @@ def _tool(name: str, *arguments: str) -> str:
 def _resources(content: bytes) -> tuple[int, int]:
     """Registers and bytes of stack of a thread."""
     with _cubin(content) as path:
-        usage = _tool("cuobjdump", "--dump-resource-usage", path)
+        usage = tool("cuobjdump", "--dump-resource-usage", path)
     match = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if match is None:
         raise RuntimeError(f"cuobjdump printed no resource usage: {usage}")
@@ -140,4 +141,4 @@ def _resources(content: bytes) -> tuple[int, int]:
 
 def _machine_code(content: bytes) -> str:
     with _cubin(content) as path:
-        return _tool("nvdisasm", path)
+        return tool("nvdisasm", path)

@@ -1,11 +1,12 @@
-"""What every Triton kernel costs before it ever runs: registers, spills, shared memory, matrix instructions.
+"""What every GPU kernel costs before it ever runs: registers, spills, shared memory, matrix instructions.
 
     python -m benchmarks.static_table            compile the quick part, print it as JSON
     python -m benchmarks.static_table --all      compile everything
     python -m benchmarks.static_table --write    compile everything and rewrite static_table.json
 
-The quick part is bfloat16 at head width 64 on every architecture, and float32 and float16 on sm_90; tests hold it to the
-committed table. Registers depend on the compiler, so the table says which Triton made it. Needs no GPU.
+Triton's kernels are compiled here. The quick part is bfloat16 at one size on every architecture, and float32 and float16 on
+sm_90; tests hold it to the committed table. csrc's kernels are read from the installed extension, if it has any. Registers depend
+on the compiler, so the table says which Triton and which CUDA made it. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
 
 from benchmarks.ahead_of_time import ARCHITECTURES, Launch, compile_launch, record
+from benchmarks.csrc_kernels import compiled_kernels
 from vlkd_kernels.attention_mse import triton as attention_mse
 from vlkd_kernels.distill_attention import triton as distill_attention
 from vlkd_kernels.token_nce import triton as token_nce
@@ -32,18 +35,26 @@ class Case(NamedTuple):
     """One call of an op; its launches are compiled for every architecture, in the quick part for `quick` alone."""
 
     name: str
-    launches: Callable[[], list[Launch]]
+    launches: Callable[[int], list[Launch]]  # on sm_<architecture>
     quick: tuple[int, ...]
 
 
 def cases() -> Iterator[Case]:
-    """Every dtype, head widths up to 256, both distances; all masks and dropout present."""
+    """Every dtype, short and long heads, head widths up to 256, both distances; masks and dropout present."""
     for name, dtype in DTYPES.items():
         quick = ARCHITECTURES if dtype == torch.bfloat16 else (90,)
-        yield Case(f"attention_mse/{name}/mse/64", _attention(dtype, 64, "mse"), quick)
+        for length in (50, 128, 197):
+            for width_s, width_t in ((32, 32), (32, 64), (64, 64), (128, 128)):
+                for distance in ("mse", "kl"):
+                    case = f"attention_mse/{name}/{distance}/L{length}/{width_s}/{width_t}"
+                    tested = quick if (length, width_s, distance) == (197, 64, "mse") else ()
+                    yield Case(case, _attention(dtype, length, width_s, width_t, distance), tested)
+        yield Case(f"attention_mse/{name}/mse/L512/64/64", _attention(dtype, 512, 64, 64, "mse"), quick)
         for width in (128, 256):
-            yield Case(f"attention_mse/{name}/mse/{width}", _attention(dtype, width, "mse"), ())
-        yield Case(f"attention_mse/{name}/kl/64", _attention(dtype, 64, "kl"), ())
+            yield Case(
+                f"attention_mse/{name}/mse/L512/{width}/{width}", _attention(dtype, 512, width, width, "mse"), ()
+            )
+        yield Case(f"attention_mse/{name}/kl/L512/64/64", _attention(dtype, 512, 64, 64, "kl"), ())
         yield Case(f"distill_attention/{name}/mse/64", _distill(dtype, 64, "mse"), quick)
         for width in (128, 256):
             yield Case(f"distill_attention/{name}/mse/{width}", _distill(dtype, width, "mse"), ())
@@ -55,29 +66,31 @@ def compile_cases(quick: bool) -> dict[str, dict[str, Any]]:
     """One row a kernel, case and architecture."""
     rows = {}
     for case in cases():
-        architectures = case.quick if quick else ARCHITECTURES
-        launches = case.launches() if architectures else []
-        # A kernel that a call launches more than once is compiled in its last, fullest form.
-        for name, launch in {launch.kernel.__name__: launch for launch in launches}.items():
-            for architecture in architectures:
-                key = f"{case.name}/{name.strip('_').removesuffix('_kernel')}/sm_{architecture}"
+        for architecture in case.quick if quick else ARCHITECTURES:
+            # A kernel that a call launches more than once is compiled in its last, fullest form.
+            launches = {launch.kernel.__name__: launch for launch in case.launches(architecture)}
+            for name, launch in launches.items():
+                key = f"{case.name}/{name.removesuffix('_kernel')}/sm_{architecture}"
                 rows[key] = launch.options | compile_launch(launch, architecture)._asdict()
     return rows
 
 
-def _attention(dtype: torch.dtype, width: int, distance: str) -> Callable[[], list[Launch]]:
-    def launches() -> list[Launch]:
-        x = torch.empty(16, 12, 197, width, dtype=dtype, device="meta")
-        mask = torch.empty(16, 1, 1, 197, dtype=torch.bool, device="meta")
-        query_mask = torch.empty(16, 197, dtype=torch.bool, device="meta")
-        arguments = (x, x, x, x, 0.125, 0.125, mask, query_mask, False, distance, True)
-        return record(attention_mse, lambda: attention_mse.launch(*arguments))
+def _attention(
+    dtype: torch.dtype, length: int, width_s: int, width_t: int, distance: str
+) -> Callable[[int], list[Launch]]:
+    def launches(architecture: int) -> list[Launch]:
+        s, t = (torch.empty(16, 12, length, width, dtype=dtype, device="meta") for width in (width_s, width_t))
+        mask = torch.empty(16, 1, 1, length, dtype=torch.bool, device="meta")
+        query_mask = torch.empty(16, length, dtype=torch.bool, device="meta")
+        arguments = (s, s, t, t, 0.125, 0.125, mask, query_mask, False, distance, True)
+        with mock.patch.object(attention_mse, "capability", lambda _: divmod(architecture, 10)):
+            return record(attention_mse, lambda: attention_mse.launch(*arguments))
 
     return launches
 
 
-def _distill(dtype: torch.dtype, width: int, distance: str) -> Callable[[], list[Launch]]:
-    def launches() -> list[Launch]:
+def _distill(dtype: torch.dtype, width: int, distance: str) -> Callable[[int], list[Launch]]:
+    def launches(_: int) -> list[Launch]:
         x = torch.empty(16, 12, 197, width, dtype=dtype, device="meta")
         mask = torch.empty(16, 1, 1, 197, dtype=torch.bool, device="meta")
         query_mask = torch.empty(16, 197, dtype=torch.bool, device="meta")
@@ -93,8 +106,8 @@ def _distill(dtype: torch.dtype, width: int, distance: str) -> Callable[[], list
     return launches
 
 
-def _nce(dtype: torch.dtype) -> Callable[[], list[Launch]]:
-    def launches() -> list[Launch]:
+def _nce(dtype: torch.dtype) -> Callable[[int], list[Launch]]:
+    def launches(_: int) -> list[Launch]:
         h = torch.empty(512, 768, dtype=dtype, device="meta")
         queue = torch.empty(4096, 768, dtype=dtype, device="meta")
         fill, queue_ids, ids = (torch.empty(n, dtype=torch.int64, device="meta") for n in ((), (4096,), (512,)))
@@ -111,11 +124,15 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"compile everything and rewrite {PATH.name}")
     options = parser.parse_args()
     rows = compile_cases(quick=not (options.all or options.write))
-    table = json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n"
+    cuda, csrc = compiled_kernels()
+    if options.write and not csrc:  # no toolkit here: what another machine found stays
+        cuda, csrc = (json.loads(PATH.read_text())[key] for key in ("cuda", "csrc"))
+    table = {"triton": triton.__version__, "kernels": rows, "cuda": cuda, "csrc": csrc}
+    text = json.dumps(table, indent=1) + "\n"
     if options.write:
-        PATH.write_text(table)
+        PATH.write_text(text)
     else:
-        print(table, end="")
+        print(text, end="")
 
 
 if __name__ == "__main__":

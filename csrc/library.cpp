@@ -9,6 +9,10 @@
 #include <torch/version.h>
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <optional>
 
 TORCH_LIBRARY(vlkd, m) {
   // q_s [B, H, L, Ds], k_s [B, Hs, M, Ds], q_t [B, H, L, Dt], k_t [B, Ht, M, Dt]; Hs and Ht divide H.
@@ -40,6 +44,12 @@ TORCH_LIBRARY_IMPL(vlkd, Autograd, m) {
   m.impl("token_nce", torch::autograd::autogradNotImplementedFallback());
   m.impl("ring_enqueue_", torch::autograd::autogradNotImplementedFallback());
 }
+
+#ifdef VLKD_CUDA_VERSION
+namespace vlkd {
+std::optional<int> attention_mse_shared_bytes(int64_t keys, int64_t width, int64_t width_t); // attention_mse/cuda.cu
+}
+#endif
 
 namespace {
 
@@ -76,4 +86,10 @@ pybind11::dict build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled operators of vlkd_kernels, reached through torch.ops.vlkd.";
   m.def("build_info", &build_info, "How this library was compiled, as a dict.");
+#ifdef VLKD_CUDA_VERSION
+  m.def(
+      "attention_mse_shared_bytes", &vlkd::attention_mse_shared_bytes,
+      "Shared memory of a block of attention_mse's CUDA kernel for some keys, the student's and the teacher's head width; "
+      "None if there is no kernel for them.");
+#endif
 }

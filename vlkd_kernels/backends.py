@@ -17,7 +17,6 @@ from vlkd_kernels import extension
 
 OPS = ("attention_mse", "distill_attention", "token_nce", "ring_queue")
 BACKENDS = ("cuda", "cpu", "triton", "reference")
-_PREFERENCE = {"cpu": ("cpu", "reference", "triton", "cuda")}  # on a CPU, Triton's interpreter is for tests alone
 _MINIMUM_CAPABILITY = (8, 0)  # bfloat16 matrix instructions
 WIDEST_HEAD = 256  # of Triton: a row of the gradient is held in registers
 
@@ -35,7 +34,12 @@ class BackendStatus(NamedTuple):
 
 
 def explain_backend(
-    op: str, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32, wide: bool = False
+    op: str,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    keys: int = 0,
+    widths: tuple[int, ...] = (),
 ) -> list[BackendStatus]:
     """Every backend's status for an op, in the order of preference: `backend=None` runs the first available one.
 
@@ -43,12 +47,13 @@ def explain_backend(
         op: "attention_mse", "distill_attention", "token_nce" or "ring_queue".
         device: where the tensors are; the GPU if there is one, else the CPU.
         dtype: what the op computes in.
-        wide: whether a head of an attention op is wider than `WIDEST_HEAD`.
+        keys: of an attention op, how many keys a query sees at most.
+        widths: of an attention op, the widths of its heads, the student's first and the teacher's second.
     """
     if op not in OPS:
         raise ValueError(f"explain_backend: op must be one of {', '.join(map(repr, OPS))}, got {op!r}.")
     kind = _default_device() if device is None else torch.device(device).type
-    return [BackendStatus(name, *_status(op, name, kind, dtype, wide)) for name in _PREFERENCE.get(kind, BACKENDS)]
+    return [BackendStatus(name, *_status(op, name, kind, dtype, keys, widths)) for name in _preference(kind)]
 
 
 def available_backends(
@@ -56,15 +61,29 @@ def available_backends(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
-    wide: bool = False,
+    keys: int = 0,
+    widths: tuple[int, ...] = (),
 ) -> tuple[str, ...]:
     """The names of the backends that can run an op here, the preferred one first; arguments as in `explain_backend`."""
-    statuses = explain_backend(op, device=device, dtype=dtype, wide=wide)
+    statuses = explain_backend(op, device=device, dtype=dtype, keys=keys, widths=widths)
     return tuple(status.backend for status in statuses if status.available)
 
 
+def size_class(size: int) -> int:
+    """The least of 32, 64, 128 and 256 that a size does not exceed, else 512: all that a choice depends on.
+
+    An ordinary number even where torch.compile traces the size as a symbol.
+    """
+    for limit in (32, 64, 128, 256):
+        if size <= limit:
+            return limit
+    return 512
+
+
 @torch.compiler.assume_constant_result
-def choose(op: str, backend: str | None, device: str, dtype: torch.dtype, wide: bool = False) -> str:
+def choose(
+    op: str, backend: str | None, device: str, dtype: torch.dtype, keys: int = 0, widths: tuple[int, ...] = ()
+) -> str:
     """The backend that runs a call.
 
     Args:
@@ -72,36 +91,65 @@ def choose(op: str, backend: str | None, device: str, dtype: torch.dtype, wide: 
         backend: a name, which is run or refused, or None for the first available one.
         device: the device type of the tensors.
         dtype: what the op computes in.
-        wide: whether a head of an attention op is wider than `WIDEST_HEAD`.
+        keys, widths: as in `explain_backend`, each through `size_class`.
 
     Raises:
         ValueError: there is no backend of that name.
         BackendError: the named backend cannot run this call.
     """
     if backend is None:
-        return next(name for name in _PREFERENCE.get(device, BACKENDS) if _status(op, name, device, dtype, wide)[0])
+        return next(name for name in _preference(device) if _status(op, name, device, dtype, keys, widths)[0])
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend must be None or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}.")
-    available, reason = _status(op, backend, device, dtype, wide)
+    available, reason = _status(op, backend, device, dtype, keys, widths)
     if not available:
         raise BackendError(f"{op}: backend {backend!r} cannot run this call: {reason}.")
     return backend
 
 
-def _status(op: str, backend: str, device: str, dtype: torch.dtype, wide: bool) -> tuple[bool, str]:
+def _preference(device: str) -> tuple[str, ...]:
+    """On a CPU, Triton's interpreter is for tests alone. On a GPU, Triton comes first until CUDA C++ has been measured."""
+    return ("cpu", "reference", "triton", "cuda") if device == "cpu" else ("triton", "cuda", "cpu", "reference")
+
+
+def _status(
+    op: str, backend: str, device: str, dtype: torch.dtype, keys: int, widths: tuple[int, ...]
+) -> tuple[bool, str]:
     if backend == "reference":
         return True, "plain PyTorch, runs on every device"
     if backend == "triton":
-        return _triton_status(op, device, dtype, wide)
+        return _triton_status(op, device, dtype, widths)
     if (op, backend) == ("distill_attention", "cuda"):
         return False, "there is no CUDA C++ kernel for it"
     if device != backend:
         return False, f"it takes {backend} tensors, got {device} tensors"
+    if device == "cuda" and not torch.cuda.is_available():
+        return False, "torch finds no GPU"
     if extension.load() is None:
         return False, f"the compiled extension is not loaded: {extension.why_not()}"
     if not _has_kernel(op, backend):
         return False, f"the compiled extension holds no {backend} kernel for it"
-    return True, "the compiled extension holds a kernel for it"
+    refusal = _cuda_refusal(dtype, keys, widths) if (op, backend) == ("attention_mse", "cuda") else None
+    return refusal is None, refusal or "the compiled extension holds a kernel for it"
+
+
+def _cuda_refusal(dtype: torch.dtype, keys: int, widths: tuple[int, ...]) -> str | None:
+    """What the CUDA kernel of attention_mse (csrc/attention_mse/head.cuh) does not take."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in float16 or bfloat16, got {str(dtype).removeprefix('torch.')}"
+    needed = _shared_bytes(keys, *(widths or (0, 0)))
+    if needed is None:
+        return "it takes up to 128 keys and head widths up to 128, or 256 keys and a student's head width up to 64"
+    limit = torch.cuda.get_device_properties().shared_memory_per_block_optin
+    if needed > limit:
+        return f"it needs {needed} bytes of shared memory for heads of this size, and this GPU has {limit} for a block"
+    return None
+
+
+@functools.cache
+def _shared_bytes(keys: int, width: int, width_t: int) -> int | None:
+    module = extension.load()
+    return None if module is None else module.attention_mse_shared_bytes(keys, width, width_t)
 
 
 @functools.cache
@@ -118,14 +166,14 @@ _SCHEMAS = {
 }
 
 
-def _triton_status(op: str, device: str, dtype: torch.dtype, wide: bool) -> tuple[bool, str]:
+def _triton_status(op: str, device: str, dtype: torch.dtype, widths: tuple[int, ...]) -> tuple[bool, str]:
     if op == "ring_queue":
         return False, "there is no Triton kernel for it"
     if importlib.util.find_spec("triton") is None:
         return False, "triton is not installed; install it with `pip install triton`"
     if dtype == torch.float64:
         return False, "it computes in float16, bfloat16 or float32, got float64"
-    if wide:
+    if any(width > WIDEST_HEAD for width in widths):
         return False, f"it takes head widths up to {WIDEST_HEAD}, got a wider one"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device == "cpu":

@@ -18,17 +18,21 @@ from torch import Tensor
 from vlkd_kernels.triton_tiles import dot, load_tile
 
 LOG2_E = 1.4426950408889634
+MAX_REGISTERS = 255  # said aloud, because ptxas else spills a little for the sake of one more block at a time
 LN_2 = tl.constexpr(0.6931471805599453)
 HIDDEN = tl.constexpr(-1e30)  # the log of a probability that is 0; the difference of two such is 0
 
 
 @triton.jit
-def visible_keys(mask, stride_l, stride_m, row, column, queries, keys, HAS_MASK: tl.constexpr, IS_CAUSAL: tl.constexpr):
-    """Which keys (columns) which queries (rows) may see, [rows, columns]."""
-    visible = (row < queries)[:, None] & (column < keys)[None, :]
+def visible_keys(mask, stride_l, stride_m, row, column, queries, keys, MASK: tl.constexpr, IS_CAUSAL: tl.constexpr):
+    """Which keys (columns) which queries (rows) may see, [rows, columns]; MASK as `mask_kind` says."""
+    seen = column < keys
+    if MASK == "keys":  # one load a column: addresses of a whole tile would take more registers than its scores
+        seen = seen & (tl.load(mask + column.to(tl.int64) * stride_m, mask=seen, other=0) != 0)
+    visible = (row < queries)[:, None] & seen[None, :]
     if IS_CAUSAL:
         visible = visible & (column[None, :] <= row[:, None])
-    if HAS_MASK:
+    if MASK == "full":
         offsets = row.to(tl.int64)[:, None] * stride_l + column.to(tl.int64)[None, :] * stride_m
         visible = visible & (tl.load(mask + offsets, mask=visible, other=0) != 0)
     return visible
@@ -81,6 +85,18 @@ class TileConfig(NamedTuple):
 def padded(width: int) -> int:
     """A head width padded to a power of two that the matrix instructions accept."""
     return max(16, triton.next_power_of_2(width))
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """A GPU's compute capability; where kernels are interpreted or only compiled, that of the GPU they are tuned for."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def mask_kind(mask: Tensor | None) -> str:
+    """How a 4-d mask has to be read: "none", "keys" where all queries of a head see the same ones, else "full"."""
+    if mask is None:
+        return "none"
+    return "keys" if mask.shape[2] == 1 or mask.stride(2) == 0 else "full"
 
 
 def strided(mask: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:

@@ -6,6 +6,7 @@
 // (common/gemm.h) and turns the two maps' rows into the loss and its gradient while they are in the cache (rows.h).
 
 #include "../common/tensors.h"
+#include "arguments.h"
 #include "slab.h"
 
 #include <ATen/Version.h>
@@ -132,17 +133,6 @@ Outputs run(Problem<T> p, const at::Tensor& q_s, const at::Tensor& k_s) {
   return {at::scalar_tensor(loss, options), at::scalar_tensor(count, options), grad_q, grad_k};
 }
 
-void check(const at::Tensor& q, const at::Tensor& k, const at::Tensor& q_s, const at::Tensor& k_s) {
-  TORCH_CHECK(
-      q.dim() == 4 && k.dim() == 4, "attention_mse: queries and keys must be 4-d, got ", q.sizes(), " and ", k.sizes());
-  TORCH_CHECK(
-      q.size(0) == q_s.size(0) && q.size(1) == q_s.size(1) && q.size(2) == q_s.size(2) && k.size(0) == q.size(0) &&
-          k.size(2) == k_s.size(2) && k.size(3) == q.size(3) &&
-          (q.size(1) == 0 || (k.size(1) > 0 && q.size(1) % k.size(1) == 0)),
-      "attention_mse: shapes do not fit: queries ", q.sizes(), ", keys ", k.sizes(), ", student's queries ",
-      q_s.sizes());
-}
-
 Visibility visibility(
     const at::Tensor& q,
     const at::Tensor& k,
@@ -152,18 +142,11 @@ Visibility visibility(
   Visibility result;
   result.causal = is_causal;
   if (attn_mask.has_value()) {
-    TORCH_CHECK(
-        attn_mask->scalar_type() == at::kBool && attn_mask->dim() == 4,
-        "attention_mse: attn_mask must be bool and 4-d");
     const at::Tensor mask = attn_mask->expand({q.size(0), q.size(1), q.size(2), k.size(2)});
     result.mask = mask.const_data_ptr<bool>();
     std::copy_n(mask.strides().begin(), 4, result.strides);
   }
   if (query_mask.has_value()) {
-    TORCH_CHECK(
-        query_mask->scalar_type() == at::kBool && query_mask->dim() == 2 && query_mask->size(0) == q.size(0) &&
-            query_mask->size(1) == q.size(2),
-        "attention_mse: query_mask must be bool [B, L]");
     result.counted = query_mask->const_data_ptr<bool>();
     std::copy_n(query_mask->strides().begin(), 2, result.counted_strides);
   }
@@ -183,10 +166,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_mse_cpu(
     std::string_view distance,
     bool with_grad) {
   const PlainArithmetic plain;
-  check(q_s, k_s, q_s, k_s);
-  check(q_t, k_t, q_s, k_s);
-  TORCH_CHECK(
-      distance == "mse" || distance == "kl", "attention_mse: distance must be 'mse' or 'kl', got '", distance, "'");
+  check_arguments(q_s, k_s, q_t, k_t, attn_mask, query_mask, distance);
   const auto run_in = [&](auto zero) {
     using T = decltype(zero);
     Problem<T> problem{};

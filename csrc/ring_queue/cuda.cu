@@ -47,7 +47,7 @@ __device__ int64_t exclusive_block_sum(int64_t value, int64_t& total) {
   return before + inclusive - value;
 }
 
-__global__ void __launch_bounds__(kPlanThreads) plan(
+__global__ void __launch_bounds__(kPlanThreads, 1) plan(
     int64_t* __restrict__ slots, // [N]
     int64_t* __restrict__ head,
     int64_t* __restrict__ fill,
@@ -85,7 +85,7 @@ __device__ Sum warp_sum(Sum value) { // the same order for every lane, so all of
 }
 
 template <typename To, typename From>
-__global__ void __launch_bounds__(kWriteThreads) write(
+__global__ void __launch_bounds__(kWriteThreads, 1) write(
     To* __restrict__ rows,             // [K, E]
     int64_t* __restrict__ ids,         // [K]
     const int64_t* __restrict__ slots, // [N]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from vlkd_kernels import available_backends, explain_backend, extension
-from vlkd_kernels.backends import BACKENDS, OPS, choose
+from vlkd_kernels.backends import BACKENDS, OPS, BackendError, choose
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -35,6 +37,28 @@ def test_without_the_extension_the_library_works_and_says_why(monkeypatch: pytes
     assert choose("token_nce", None, "cpu", torch.float32) == "reference"
     reasons = {status.backend: status.reason for status in explain_backend("token_nce", device="cpu")}
     assert reasons["cpu"] == "the compiled extension is not loaded: it is not built"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "keys", "widths", "refusal"),
+    [
+        (torch.bfloat16, 128, (32, 64), None),
+        (torch.float32, 128, (32, 64), "float16 or bfloat16, got float32"),
+        (torch.bfloat16, 512, (32, 64), "up to 128 keys .* or 256 keys"),
+        (torch.bfloat16, 256, (128, 64), "up to 128 keys .* or 256 keys"),
+        (torch.bfloat16, 256, (64, 128), "needs 154144 bytes of shared memory .* this GPU has 101376"),
+    ],
+)
+def test_what_the_cuda_kernel_takes(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, keys: int, widths: tuple[int, int], refusal: str | None
+) -> None:
+    if not extension.build_info().get("cuda"):
+        pytest.skip("the extension is built without CUDA")
+    limit = types.SimpleNamespace(shared_memory_per_block_optin=101376)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: limit)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(BackendError, match=refusal) if refusal else nullcontext():
+        assert choose("attention_mse", "cuda", "cuda", dtype, keys, widths) == "cuda"
 
 
 def test_an_unknown_op_is_refused() -> None:

@@ -32,7 +32,8 @@ def test_build_info_tells_how_it_was_built() -> None:
 
 
 @needs_extension
-def test_cuda_kernels_are_compiled_for_every_architecture_without_spilling() -> None:
+def test_cuda_kernels_are_compiled_for_every_architecture() -> None:
+    """What they cost there is judged by test_ahead_of_time.py."""
     info = extension.build_info()
     if not info["cuda"]:
         pytest.skip(f"built without CUDA: {info['without_cuda']}")
@@ -40,12 +41,6 @@ def test_cuda_kernels_are_compiled_for_every_architecture_without_spilling() -> 
         pytest.skip(info["kernels"])
     wanted = {"sm_" + a.removesuffix("+PTX").replace(".", "") for a in info["cuda_architectures"].split(";")}
     assert {k["architecture"] for k in info["kernels"]} == wanted
-    assert {k["kernel"].split("<")[0].removeprefix("vlkd::") for k in info["kernels"]} == {"plan", "write"}
-    for kernel in info["kernels"]:
-        threads = 1024 if "plan" in kernel["kernel"] else 256
-        assert kernel["local_bytes"] == 0, kernel
-        assert kernel["registers"] * threads <= 65536, kernel
-        assert kernel["shared_bytes"] <= 48 * 1024, kernel
 
 
 def load_anew(

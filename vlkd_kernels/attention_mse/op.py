@@ -77,8 +77,8 @@ def attention_mse(
     scale_t = scale_of(_OP, "scale_t", scale_t, q_t)
     attn_mask = four_dimensional(attn_mask)
     dtype = compute_dtype(q_s)
-    wide = any(x.shape[3] > backends.WIDEST_HEAD for x in (q_s, q_t))
-    chosen = backends.choose(_OP, backend, q_s.device.type, dtype, wide)
+    keys, *widths = (backends.size_class(size) for size in (k_s.shape[2], q_s.shape[3], q_t.shape[3]))
+    chosen = backends.choose(_OP, backend, q_s.device.type, dtype, keys, tuple(widths))
     with_grad = wants_gradient(q_s, k_s)
     forward = _nothing if 0 in (*q_s.shape, k_s.shape[2]) else _forward(chosen)
     with torch.no_grad(), without_autocast(q_s):

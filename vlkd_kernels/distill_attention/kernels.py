@@ -45,7 +45,7 @@ def forward_kernel(
     stats_plane,  # elements between the planes of row_stats: B H L
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, HAS_LSE: tl.constexpr, HAS_DROPOUT: tl.constexpr,
+    MASK: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, HAS_LSE: tl.constexpr, HAS_DROPOUT: tl.constexpr,
     IS_CAUSAL: tl.constexpr, KL: tl.constexpr,
 ):  # fmt: skip
     """One tile of query rows of one head: out, row_loss and row_stats (1/m or 0, both log-sum-exps in base 2, δ)."""
@@ -73,7 +73,7 @@ def forward_kernel(
     accumulator = tl.zeros([BLOCK_L, WIDTH_V], tl.float32)
     for first in range(0, end, BLOCK_M):
         column = first + tl.arange(0, BLOCK_M)
-        visible = visible_keys(mask, stride_mask_l, stride_mask_m, row, column, queries, keys, HAS_MASK, IS_CAUSAL)
+        visible = visible_keys(mask, stride_mask_l, stride_mask_m, row, column, queries, keys, MASK, IS_CAUSAL)
         scores_s = scale_s * scores(
             q_s, k_s, start, first, queries, keys, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d,
             dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS,
@@ -116,7 +116,7 @@ def forward_kernel(
     delta = tl.zeros([BLOCK_L], tl.float32)
     for first in range(0, end, BLOCK_M):
         used = counted[:, None] & visible_keys(
-            mask, stride_mask_l, stride_mask_m, row, first + tl.arange(0, BLOCK_M), queries, keys, HAS_MASK, IS_CAUSAL
+            mask, stride_mask_l, stride_mask_m, row, first + tl.arange(0, BLOCK_M), queries, keys, MASK, IS_CAUSAL
         )
         scores_s = scale_s * scores(
             q_s, k_s, start, first, queries, keys, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d,
@@ -205,7 +205,7 @@ def queries_kernel(
     scale_s, scale_t, gradient_scale, dropout_p, stats_plane,
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, IS_CAUSAL: tl.constexpr, KL: tl.constexpr,
+    MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, IS_CAUSAL: tl.constexpr, KL: tl.constexpr,
 ):  # fmt: skip
     """One tile of query rows of one head: dQ. row_terms holds c, and D + c δ (KL: D)."""
     start = (tl.program_id(0) % tiles) * BLOCK_L
@@ -231,7 +231,7 @@ def queries_kernel(
     accumulator = tl.zeros([BLOCK_L, WIDTH], tl.float32)
     for first in range(0, end, BLOCK_M):
         visible = visible_keys(
-            mask, stride_mask_l, stride_mask_m, row, first + tl.arange(0, BLOCK_M), queries, keys, HAS_MASK, IS_CAUSAL
+            mask, stride_mask_l, stride_mask_m, row, first + tl.arange(0, BLOCK_M), queries, keys, MASK, IS_CAUSAL
         )
         gradient, _ = _score_gradient(
             q_s, k_s, v_s, q_t, k_t, grad_out, seed, bh, start, first, visible, lse_s, lse_t, coefficient, total,
@@ -264,7 +264,7 @@ def keys_kernel(
     scale_s, scale_t, gradient_scale, dropout_p, stats_plane,
     D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr, WIDTH: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, IS_CAUSAL: tl.constexpr, KL: tl.constexpr,
+    MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, IS_CAUSAL: tl.constexpr, KL: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys of one student key head: dK and dV, summed over the query heads that share it."""
     start = (tl.program_id(0) % tiles) * BLOCK_M
@@ -290,9 +290,7 @@ def keys_kernel(
             row = first + tl.arange(0, BLOCK_L)
             inside = row < queries
             at = bh * queries + row
-            visible = visible_keys(
-                head_mask, stride_mask_l, stride_mask_m, row, column, queries, keys, HAS_MASK, IS_CAUSAL
-            )
+            visible = visible_keys(head_mask, stride_mask_l, stride_mask_m, row, column, queries, keys, MASK, IS_CAUSAL)
             lse_s = tl.load(row_stats + stats_plane + at, mask=inside, other=0.0)
             lse_t = tl.load(row_stats + 2 * stats_plane + at, mask=inside, other=0.0)
             coefficient = tl.load(row_terms + at, mask=inside, other=0.0)

@@ -84,8 +84,8 @@ def distill_attention(
     _check(q_s, k_s, v_s, lse_t, dropout_p)
     attn_mask = four_dimensional(attn_mask)
     dtype = compute_dtype(q_s)
-    wide = any(x.shape[3] > backends.WIDEST_HEAD for x in (q_s, q_t, v_s))
-    chosen = backends.choose(_OP, backend, q_s.device.type, dtype, wide)
+    keys, *widths = (backends.size_class(size) for size in (k_s.shape[2], q_s.shape[3], q_t.shape[3], v_s.shape[3]))
+    chosen = backends.choose(_OP, backend, q_s.device.type, dtype, keys, tuple(widths))
     forward = _nothing if 0 in (*q_s.shape, *v_s.shape) else _forward(chosen)
     with without_autocast(q_s):
         out, loss, count, lse = forward(

@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from vlkd_kernels.distill_attention.kernels import forward_kernel, keys_kernel, queries_kernel
-from vlkd_kernels.triton_attention import LOG2_E, TileConfig, padded, strided
+from vlkd_kernels.triton_attention import LOG2_E, MAX_REGISTERS, TileConfig, mask_kind, padded, strided
 
 
 def tile_config(kernel: str, dtype: torch.dtype, width: int) -> TileConfig:
@@ -29,6 +29,8 @@ def tile_config(kernel: str, dtype: torch.dtype, width: int) -> TileConfig:
         if kernel == "queries" and width <= 64:
             return TileConfig(32, 16, 32, 4, 1)
         return TileConfig(16, 16, 32, 8 if kernel == "forward" and width > 128 else 4, 1)
+    if kernel == "keys" and width > 64:
+        return TileConfig(64, 16, 64, 8, 1)
     return TileConfig(64, 32, 64, 8, 1) if width <= 128 else TileConfig(64, 16, 32, 8, 1)
 
 
@@ -136,7 +138,7 @@ def _common(
         "D_V": v_s.shape[3],
         "WIDTH": padded(width_s),
         "WIDTH_V": padded(v_s.shape[3]),
-        "HAS_MASK": attn_mask is not None,
+        "MASK": mask_kind(attn_mask),
         "HAS_DROPOUT": seed is not None,
         "IS_CAUSAL": is_causal,
         "KL": distance == "kl",
@@ -153,6 +155,7 @@ def _options(kernel: str, q_s: Tensor, v_s: Tensor, q_t: Tensor) -> dict[str, in
         "BLOCK_M": config.block_m,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
+        "maxnreg": MAX_REGISTERS,
     }
 
 
