@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.floors import ceilings
+from benchmarks.peers import GPU_ONLY, contender, truth
+from benchmarks.steps import Steps, peak_memory
+
 ROUNDS = 10
-SHORT_ROUNDS = 200  # for steps below a millisecond, whose single rounds are noise
+SHORT = 1e-3  # seconds; single rounds of shorter steps are noise
 KEPT = ("min", "q1", "median", "q3", "max", "rounds")  # of pytest-benchmark's statistics, seconds
 
 Measure = Callable[..., None]
@@ -34,68 +37,66 @@ def device() -> str:
 
 @pytest.fixture
 def measure(benchmark: Any, device: str) -> Measure:
-    """Check a contender on the very tensors it is timed on, then time its loss and gradients together."""
+    """Check a contender on the very tensors it is timed on, then time one phase of its step."""
 
-    def run(
-        function: Callable[..., Tensor],
-        truth: Callable[..., Tensor],
-        tensors: dict[str, Tensor],
-        students: tuple[str, ...],
-        **info: Any,
-    ) -> None:
-        leaves = [tensors[name].requires_grad_() for name in students]
-
-        def step() -> list[Tensor]:
-            loss = function(**tensors)
-            gradients = torch.autograd.grad(loss, leaves)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return [loss, *gradients]
-
-        _check(step(), truth, tensors, students)
-        benchmark.extra_info |= info | {"device": device}
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        begin = time.perf_counter()
-        step()
-        short = time.perf_counter() - begin < 1e-3
-        benchmark.pedantic(step, rounds=SHORT_ROUNDS if short else ROUNDS, warmup_rounds=2)
-        if device == "cuda":
-            benchmark.extra_info["peak_memory"] = torch.cuda.max_memory_allocated()
+    def run(op: str, name: str, phase: str, tensors: dict[str, Tensor], students: tuple[str, ...], **info: Any) -> None:
+        if name in GPU_ONLY and device == "cpu":
+            pytest.skip(f"{name} runs on a GPU")
+        steps = Steps(contender(op, name), tensors, students)
+        _check(steps, truth(op, name), tensors, students)
+        benchmark.extra_info |= info | {"op": op, "contender": name, "phase": phase, "device": device}
+        if phase == "both":
+            benchmark.extra_info["peak_memory"] = peak_memory(steps.both, device)
+        function, calls = steps.ready(phase)
+        if device == "cpu" and steps.seconds(function) < SHORT:
+            benchmark.pedantic(function, rounds=20 * ROUNDS, warmup_rounds=2)
+        else:
+            benchmark.pedantic(function, rounds=ROUNDS, warmup_rounds=2)
+        benchmark.extra_info["calls"] = calls
 
     return run
 
 
-def _check(
-    got: list[Tensor], truth: Callable[..., Tensor], tensors: dict[str, Tensor], students: tuple[str, ...]
-) -> None:
+def _check(steps: Steps, plain: Callable[..., Any], tensors: dict[str, Tensor], students: tuple[str, ...]) -> None:
     """The plain form in float32 is the truth; half precision may be off by 5% of the largest entry."""
-    exact = {name: x.detach().float() for name, x in tensors.items()}
-    leaves = [exact[name].requires_grad_() for name in students]
-    loss = truth(**exact)
+    exact = Steps(plain, {name: x.detach().float() for name, x in tensors.items()}, students, steps.outgoing)
     tolerance = 1e-3 if tensors[students[0]].dtype == torch.float32 else 5e-2
-    for a, b in zip(got, [loss, *torch.autograd.grad(loss, leaves)], strict=True):
+    for a, b in zip(steps.both(), exact.both(), strict=True):
         assert (a.float() - b).abs().max() <= tolerance * b.abs().max()
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Keep what a reader needs to repeat a measurement, and nothing else."""
+    """Keep what a reader needs to repeat a measurement, and what the device can do at best."""
     processor = machine_info["cpu"].get("brand_raw", platform.processor())
+    gpu = torch.cuda.is_available()
     machine_info.clear()
     machine_info |= {
         "processor": processor,
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": _version("triton"),
+        "cuda": torch.version.cuda if gpu else None,
+        "ceilings": ceilings("cuda" if gpu else "cpu"),
     }
 
 
+def _version(package: str) -> str | None:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
-    """One line of statistics a benchmark."""
+    """One line of statistics a benchmark, in seconds a call."""
     for row in output_json["benchmarks"]:
-        kept = {key: row["stats"][key] for key in KEPT}
         extra = row["extra_info"]
+        calls = extra.pop("calls")
+        kept = {key: row["stats"][key] / (1 if key == "rounds" else calls) for key in KEPT}
         row.clear()
         row |= {**extra, "seconds": kept}
     output_json["commit_info"] = {key: output_json["commit_info"].get(key) for key in ("id", "dirty")}

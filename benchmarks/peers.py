@@ -1,38 +1,103 @@
-"""What the fused losses are measured against: the same loss as one would write it, eager and through torch.compile.
+"""What the fused operators are measured against: the same thing as one would write it, eager and compiled, and what is derived
+from FlexAttention.
 
-Every contender is a function of the same tensors that returns the loss; a benchmark times it with its backward.
+Every contender is a function of the same tensors that returns a tuple of differentiable outputs.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 from torch.nn import functional as F
 
 import vlkd_kernels
 
-CONTENDERS = ("vlkd", "eager", "torch.compile")
+torch._dynamo.config.recompile_limit = (
+    256  # one specialised kernel a shape; beyond the limit it would silently run eagerly
+torch._functorch.config.donated_buffer = False  # a backward is timed again and again on one forward
+)
+
+Contender = Callable[..., tuple[Tensor, ...]]
+NAMES = {
+    "attention_mse": ("vlkd", "vlkd, cuda", "eager", "torch.compile", "FlexAttention"),
+    "distill_attention": ("vlkd", "attention + attention_mse", "attention alone", "eager"),
+    "token_nce": ("vlkd", "eager", "torch.compile"),
+}
+GPU_ONLY = ("vlkd, cuda", "FlexAttention")  # FlexAttention's log-sum-exp has a gradient there alone
 
 
-def attention_mse(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor) -> Tensor:
+def attention_mse(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor) -> tuple[Tensor]:
     """Mean square difference of two attention maps, [B, H, L, D] each."""
     p = (q_s @ k_s.mT * q_s.shape[-1] ** -0.5).softmax(-1)
     t = (q_t @ k_t.mT * q_t.shape[-1] ** -0.5).softmax(-1)
-    return F.mse_loss(p, t)
+    return (F.mse_loss(p, t),)
 
 
-def token_nce(h_s: Tensor, h_t: Tensor, negatives: Tensor) -> Tensor:
+def attention_mse_from_lse(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor) -> tuple[Tensor]:
+    """The same from five log-sum-exps: Σ p² = exp(lse(2s) − 2 lse(s)), Σ p t = exp(lse(s + u) − lse(s) − lse(u)).
+
+    It loses its digits as the student nears its teacher (`vlkd_kernels/attention_mse/README.md`).
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def lse(q: Tensor, k: Tensor, scale: float) -> Tensor:
+        return flex_attention(q, k, k, scale=scale, return_lse=True)[1]  # type: ignore[index, return-value]
+
+    scale_s, scale_t = q_s.shape[-1] ** -0.5, q_t.shape[-1] ** -0.5
+    both_q, both_k = torch.cat([q_s * scale_s, q_t * scale_t], -1), torch.cat([k_s, k_t], -1)
+    padding = (0, 128 - both_q.shape[-1])  # to a power of two
+    s, t = lse(q_s, k_s, scale_s), lse(q_t, k_t, scale_t)
+    pp, tt = lse(q_s, k_s, 2 * scale_s) - 2 * s, lse(q_t, k_t, 2 * scale_t) - 2 * t
+    pt = lse(F.pad(both_q, padding), F.pad(both_k, padding), 1.0) - s - t
+    return ((pp.exp() - 2 * pt.exp() + tt.exp()).mean() / k_s.shape[-2],)
+
+
+def distill_attention(q_s: Tensor, k_s: Tensor, v_s: Tensor, q_t: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor]:
+    """A student's attention output and the mean square difference of its map to the teacher's."""
+    p = (q_s @ k_s.mT * q_s.shape[-1] ** -0.5).softmax(-1)
+    t = (q_t @ k_t.mT * q_t.shape[-1] ** -0.5).softmax(-1)
+    return p @ v_s, F.mse_loss(p, t)
+
+
+def attention_and_loss(q_s: Tensor, k_s: Tensor, v_s: Tensor, q_t: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor]:
+    """torch's fused attention beside our fused loss."""
+    return F.scaled_dot_product_attention(q_s, k_s, v_s), vlkd_kernels.attention_mse(q_s, k_s, q_t, k_t)
+
+
+def attention_alone(q_s: Tensor, k_s: Tensor, v_s: Tensor, q_t: Tensor, k_t: Tensor) -> tuple[Tensor]:
+    """torch's fused attention, no loss: what the student costs anyway."""
+    return (F.scaled_dot_product_attention(q_s, k_s, v_s),)
+
+
+def token_nce(h_s: Tensor, h_t: Tensor, negatives: Tensor) -> tuple[Tensor]:
     """Cross entropy of each token's teacher against K negatives, h [N, E], negatives [K, E]; temperature 0.07."""
     s, t, q = (F.normalize(x, dim=-1) for x in (h_s, h_t, negatives))
     logits = torch.cat([(s * t).sum(-1, keepdim=True), s @ q.mT], dim=1) / 0.07
-    return F.cross_entropy(logits.float(), logits.new_zeros(len(logits), dtype=torch.long))
+    return (F.cross_entropy(logits.float(), logits.new_zeros(len(logits), dtype=torch.long)),)
 
 
-def contender(op: str, name: str) -> Callable[..., Tensor]:
+def truth(op: str, name: str) -> Contender:
+    """The plain form that a contender's numbers are held to."""
+    if name == "attention alone":
+        return attention_alone
+    return {"attention_mse": attention_mse, "distill_attention": distill_attention, "token_nce": token_nce}[op]
+
+
+@functools.cache
+def contender(op: str, name: str) -> Contender:
     """A contender's function for an op."""
+    if name == "vlkd, cuda":
+        return lambda **tensors: (vlkd_kernels.attention_mse(**tensors, backend="cuda"),)
     if name == "vlkd":
-        return getattr(vlkd_kernels, op)
-    eager = {"attention_mse": attention_mse, "token_nce": token_nce}[op]
-    return eager if name == "eager" else torch.compile(eager)
+        function = getattr(vlkd_kernels, op)
+        return function if op == "distill_attention" else lambda **tensors: (function(**tensors),)
+    if name == "FlexAttention":
+        return torch.compile(attention_mse_from_lse, dynamic=False)
+    if name == "attention + attention_mse":
+        return attention_and_loss
+    eager = truth(op, name)
+    return torch.compile(eager, dynamic=False) if name == "torch.compile" else eager

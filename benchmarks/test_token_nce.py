@@ -1,12 +1,13 @@
-"""token_nce, forward and backward together: `pytest benchmarks`."""
+"""token_nce: `pytest benchmarks -k token_nce`."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from benchmarks import floors
 from benchmarks.conftest import Measure
-from benchmarks.peers import CONTENDERS, contender, token_nce
+from benchmarks.peers import NAMES
 
 # N, K, E, dtype
 CASES = {
@@ -21,9 +22,10 @@ CASES = {
 PRESENT = CASES["cuda" if torch.cuda.is_available() else "cpu"]
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("phase", floors.PHASES)
+@pytest.mark.parametrize("name", NAMES["token_nce"])
 @pytest.mark.parametrize("case", PRESENT, ids=str)
-def test_token_nce(measure: Measure, device: str, case: tuple, name: str) -> None:
+def test_token_nce(measure: Measure, device: str, case: tuple, name: str, phase: str) -> None:
     tokens, rows, width, dtype = case
     torch.manual_seed(0)
     h_t = torch.randn(tokens, width, device=device)
@@ -33,12 +35,8 @@ def test_token_nce(measure: Measure, device: str, case: tuple, name: str) -> Non
         "negatives": torch.randn(rows, width, device=device).to(dtype),
     }
     measure(
-        contender("token_nce", name),
-        token_nce,
-        tensors,
-        ("h_s",),
-        op="token_nce",
-        contender=name,
-        shape=f"N {tokens}, K {rows}, E {width}",
+        "token_nce", name, phase, tensors, ("h_s",),
+        shape=f"N {tokens}, K {rows}, E {width}", length=rows,
         dtype=str(dtype).removeprefix("torch."),
-    )
+        work=floors.token_nce(name, phase, *case[:3], size=dtype.itemsize)._asdict(),
+    )  # fmt: skip
