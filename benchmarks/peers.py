@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch._functorch.config
@@ -16,18 +17,17 @@ from torch.nn import functional as F
 
 import vlkd_kernels
 
-torch._dynamo.config.recompile_limit = (
-    256  # one specialised kernel a shape; beyond the limit it would silently run eagerly
+# One specialised kernel a shape; beyond the limit torch.compile would silently run eagerly.
+torch._dynamo.config.recompile_limit = 256
 torch._functorch.config.donated_buffer = False  # a backward is timed again and again on one forward
-)
 
 Contender = Callable[..., tuple[Tensor, ...]]
 NAMES = {
-    "attention_mse": ("vlkd", "vlkd, cuda", "eager", "torch.compile", "FlexAttention"),
+    "attention_mse": ("vlkd", "vlkd cuda", "eager", "torch.compile", "FlexAttention"),
     "distill_attention": ("vlkd", "attention + attention_mse", "attention alone", "eager"),
     "token_nce": ("vlkd", "eager", "torch.compile"),
 }
-GPU_ONLY = ("vlkd, cuda", "FlexAttention")  # FlexAttention's log-sum-exp has a gradient there alone
+GPU_ONLY = ("vlkd cuda", "FlexAttention")  # FlexAttention's log-sum-exp has a gradient there alone
 
 
 def attention_mse(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor) -> tuple[Tensor]:
@@ -65,7 +65,8 @@ def distill_attention(q_s: Tensor, k_s: Tensor, v_s: Tensor, q_t: Tensor, k_t: T
 
 def attention_and_loss(q_s: Tensor, k_s: Tensor, v_s: Tensor, q_t: Tensor, k_t: Tensor) -> tuple[Tensor, Tensor]:
     """torch's fused attention beside our fused loss."""
-    return F.scaled_dot_product_attention(q_s, k_s, v_s), vlkd_kernels.attention_mse(q_s, k_s, q_t, k_t)
+    loss: Any = vlkd_kernels.attention_mse(q_s, k_s, q_t, k_t)
+    return F.scaled_dot_product_attention(q_s, k_s, v_s), loss
 
 
 def attention_alone(q_s: Tensor, k_s: Tensor, v_s: Tensor, q_t: Tensor, k_t: Tensor) -> tuple[Tensor]:
@@ -90,8 +91,8 @@ def truth(op: str, name: str) -> Contender:
 @functools.cache
 def contender(op: str, name: str) -> Contender:
     """A contender's function for an op."""
-    if name == "vlkd, cuda":
-        return lambda **tensors: (vlkd_kernels.attention_mse(**tensors, backend="cuda"),)
+    if name == "vlkd cuda":
+        return lambda **tensors: (vlkd_kernels.attention_mse(**tensors, backend="cuda"),)  # type: ignore[return-value]
     if name == "vlkd":
         function = getattr(vlkd_kernels, op)
         return function if op == "distill_attention" else lambda **tensors: (function(**tensors),)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-REPLAYS = 20  # of a CUDA graph in one call: so that its launch is not what is measured
+LONG = 0.02  # seconds: a CUDA graph is replayed that long in one call, so that its launch is not what is measured
 
 
 class Steps:
@@ -67,12 +67,13 @@ class Steps:
         with torch.cuda.graph(graph, stream=side):
             self._kept = step()
 
-        def replay() -> None:
-            for _ in range(REPLAYS):
+        def replay(times: int = 1) -> None:
+            for _ in range(times):
                 graph.replay()
             torch.cuda.synchronize()
 
-        return replay, REPLAYS
+        times = max(1, min(100, round(LONG / self.seconds(replay))))
+        return lambda: replay(times), times
 
     @staticmethod
     def seconds(function: Callable[[], object]) -> float:

@@ -20,8 +20,7 @@ CASES = {
         (1, 12, 1024, 32, 64, torch.float32),
     ],
     "cuda": [
-        *((256, 12, length, 32, 64, torch.bfloat16) for length in (50, 128, 197, 256, 512, 1024)),
-        (64, 12, 2048, 32, 64, torch.bfloat16),
+        *((256, 12, length, 32, 64, torch.bfloat16) for length in (50, 128, 197, 256, 512, 1024, 2048)),
         (64, 12, 128, 32, 64, torch.float32),
     ],
 }
@@ -38,7 +37,7 @@ GRID = [
 @pytest.mark.parametrize("name", NAMES["attention_mse"])
 @pytest.mark.parametrize("case", PRESENT, ids=str)
 def test_attention_mse(measure: Measure, device: str, case: tuple, name: str, phase: str) -> None:
-    if name == "vlkd, cuda" and (case[2] > 256 or case[5] == torch.float32):
+    if name == "vlkd cuda" and (case[2] > 256 or case[5] == torch.float32):
         pytest.skip("the CUDA kernel is for short heads in half precision")
     run(measure, device, case, name, phase)
 
@@ -61,6 +60,6 @@ def run(measure: Measure, device: str, case: tuple, name: str, phase: str) -> No
     measure(
         "attention_mse", name, phase, tensors, ("q_s", "k_s"),
         shape=f"B {batch}, H {heads}, L {length}, D {width_s}/{width_t}", length=length,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."), checked=4 if length > 512 else None,
         work=floors.attention_mse(name, phase, *case[:5], size=dtype.itemsize)._asdict(),
     )  # fmt: skip
