@@ -195,7 +195,7 @@ __device__ inline void strip_of_scores(
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) strip[n][e] *= scale;
+    for (int e = 0; e < 4; ++e) strip[n][e] = __fmul_rn(strip[n][e], scale);
   }
 }
 
@@ -401,8 +401,9 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) attention_mse_head(const He
             if (n >= own_tiles) break;
 #pragma unroll
             for (int e = 2 * i; e < 2 * i + 2; ++e) {
-              s[n][e] *= factor_s[i];
-              t[n][e] = s[n][e] - t[n][e] * factor_t[i]; // from here on the difference of the maps
+              // Both rounded before they are subtracted: a fused multiply-add would make equal maps differ.
+              s[n][e] = __fmul_rn(s[n][e], factor_s[i]);
+              t[n][e] = s[n][e] - __fmul_rn(t[n][e], factor_t[i]); // from here on the difference of the maps
               value += t[n][e] * t[n][e];
               delta[i] += s[n][e] * t[n][e];
             }

@@ -80,13 +80,16 @@ def head_kernel(
             q_s + b * stride_qs_b + h * stride_qs_h, start, queries, stride_qs_l, 0, D_S, stride_qs_d, BLOCK_L, BLOCK_DS
         )
         zero = tl.zeros([BLOCK_L, BLOCK_M], tl.float32)
-        t, log_t = _softmax(scale_t * dot(tile_qt, tl.trans(tile_kt), zero), used, counted)
-        p, log_p = _softmax(scale_s * dot(tile_qs, tl.trans(tile_ks), zero), used, counted)
+        t, log_t, total_t = _softmax(scale_t * dot(tile_qt, tl.trans(tile_kt), zero), used, counted)
+        p, log_p, total_s = _softmax(scale_s * dot(tile_qs, tl.trans(tile_ks), zero), used, counted)
+        # p - t over p's denominator: a difference of two quotients would be fused into one rounding less on one side, and
+        # equal maps would differ. Equal totals have the ratio 1.
+        difference = (p - t * tl.div_rn(total_s, total_t)[:, None]) * (1.0 / total_s)[:, None]
+        p *= (1.0 / total_s)[:, None]
         if KL:
-            gradient = p - t
-            loss += tl.sum(kl_terms(p, t, (log_t - log_p) * LN_2), 1)
+            gradient = difference
+            loss += tl.sum(kl_terms(p, t * (1.0 / total_t)[:, None], (log_t - log_p) * LN_2), 1)
         else:
-            difference = p - t
             weight = 1.0 / tl.maximum(seen, 1).to(tl.float32)
             loss += weight * tl.sum(difference * difference, 1)
             delta = tl.sum(p * difference, 1)
@@ -113,12 +116,15 @@ def head_kernel(
 
 @triton.jit
 def _softmax(scores, used, counted):
-    """The softmax of a tile that holds whole rows, from scores in base 2, and its base-2 logarithm; 0 and HIDDEN where not used."""
+    """Of a tile that holds whole rows of scores in base 2: powers, their rows' sums, and base-2 logarithms of their quotients.
+
+    Powers are 0, and logarithms HIDDEN, where an entry is not used; the sum of a row that does not count is 1.
+    """
     scores = tl.where(used, scores, HIDDEN)
     scores -= tl.max(scores, 1)[:, None]
-    weights = tl.where(used, tl.exp2(scores), 0.0)
-    total = tl.where(counted, tl.sum(weights, 1), 1.0)
-    return weights * (1.0 / total)[:, None], tl.where(used, scores - tl.log2(total)[:, None], HIDDEN)
+    powers = tl.where(used, tl.exp2(scores), 0.0)
+    total = tl.where(counted, tl.sum(powers, 1), 1.0)
+    return powers, tl.where(used, scores - tl.log2(total)[:, None], HIDDEN), total
 
 
 @triton.jit

@@ -196,6 +196,11 @@ inline unsigned __ballot_sync(unsigned, bool value) {
   return mine.taken;
 }
 
+inline float __fmul_rn(float a, float b) {
+  volatile float product = a * b; // never fused with what follows
+  return product;
+}
+
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);
 }
