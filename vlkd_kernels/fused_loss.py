@@ -82,7 +82,17 @@ def _formed(gradient: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
 
 def _rescaled(grad_out: Tensor, scale: Tensor, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
     factor = grad_out * scale
+    if _last_backward():
+        return tuple(gradient.mul_(factor) for gradient in gradients)
     return tuple(gradient * factor for gradient in gradients)
+
+
+def _last_backward() -> bool:
+    """Whether the graph is given up after this backward, so that what it saved may be overwritten: new memory costs more
+    than the multiplication. torch's compiler asks the same question before it reuses saved tensors.
+    """
+    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return keeps_graph is not None and not torch.compiler.is_compiling() and not keeps_graph()
 
 
 class _Rescale(torch.autograd.Function):
@@ -90,7 +100,8 @@ class _Rescale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, grad_out: Tensor, scale: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return _rescaled(grad_out, scale, gradients)
+        factor = grad_out * scale
+        return tuple(gradient * factor for gradient in gradients)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
