@@ -15,7 +15,7 @@ from benchmarks.peers import GPU_ONLY, Contender, contender, truth
 from benchmarks.steps import Steps, peak_memory
 
 ROUNDS = 10
-SHORT = 1e-3  # seconds; single rounds of shorter steps are noise
+ENOUGH = 1.0  # seconds of rounds on a CPU, where what else runs disturbs for a part of a second at a time
 KEPT = ("min", "q1", "median", "q3", "max", "rounds")  # of pytest-benchmark's statistics, seconds
 
 Measure = Callable[..., None]
@@ -60,10 +60,8 @@ def measure(benchmark: Any, device: str) -> Measure:
             benchmark.extra_info["peak_memory"] = peak_memory(steps.both, device)
             benchmark.extra_info["inputs"] = sum(x.nbytes for x in tensors.values())
         function, calls = steps.ready(phase)
-        if device == "cpu" and steps.seconds(function) < SHORT:
-            benchmark.pedantic(function, rounds=20 * ROUNDS, warmup_rounds=2)
-        else:
-            benchmark.pedantic(function, rounds=ROUNDS, warmup_rounds=2)
+        rounds = ROUNDS if device == "cuda" else max(ROUNDS, min(200, round(ENOUGH / steps.seconds(function))))
+        benchmark.pedantic(function, rounds=rounds, warmup_rounds=2)
         benchmark.extra_info["calls"] = calls
 
     return run
