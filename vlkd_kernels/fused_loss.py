@@ -91,7 +91,8 @@ def _last_backward() -> bool:
     """Whether the graph is given up after this backward, so that what it saved may be overwritten: new memory costs more
     than the multiplication. torch's compiler asks the same question before it reuses saved tensors.
     """
-    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    autograd = torch._C._autograd  # type: ignore[attr-defined]
+    keeps_graph = getattr(autograd, "_get_current_graph_task_keep_graph", None)
     return keeps_graph is not None and not torch.compiler.is_compiling() and not keeps_graph()
 
 
