@@ -23,7 +23,6 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 ARCHITECTURES = (80, 90, 100)
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a block's limit, CUDA programming guide
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _POINTERS = {
     torch.float32: "*fp32",

@@ -31,16 +31,16 @@ def parts(out: Path) -> list[tuple[str, list[str], int]]:
     python, pytest = [sys.executable], [sys.executable, "-m", "pytest", "-q"]
     parallel = ["-n", str(min(8, os.cpu_count() or 1))] if _installed("xdist") else []
     result = [
-        ("build", [*python, "setup.py", "build_ext", "--inplace"], 90),
-        ("tests", [*pytest, "tests/kernels", *parallel], 150),
+        ("build", [*python, "setup.py", "build_ext", "--inplace"], 60),
+        ("tests", [*pytest, "tests/kernels", *parallel], 140),
     ]
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer:
         for tool in ("memcheck", "racecheck", "initcheck"):
             checked = [sanitizer, "--tool", tool, "--error-exitcode", "1", *pytest, "-x", *GPU_TESTS.split()]
-            result.append((tool, checked, 25))
+            result.append((tool, checked, 20))
         result.append(("memcheck of the queue", [sanitizer, "--error-exitcode", "1", *pytest, "-x", QUEUE_TESTS], 20))
-    result.append(("benchmarks", [*pytest, "benchmarks", f"--benchmark-json={out}"], 200))
+    result.append(("benchmarks", [*pytest, "benchmarks", f"--benchmark-json={out}"], 190))
     return result
 
 

@@ -70,6 +70,13 @@ def test_the_gpu_run_wants_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         gpu.main()
 
 
+def test_the_gpu_run_fits_eight_minutes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
+    parts = gpu.parts(tmp_path / "gpu.json")
+    assert {"build", "tests", "racecheck", "benchmarks"} <= {name for name, _, _ in parts}
+    assert sum(seconds for _, _, seconds in parts) <= 480
+
+
 def test_the_gpu_run_ends_what_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     slow = gpu.run("sleep", ["sleep", "30"], 1)

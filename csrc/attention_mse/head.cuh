@@ -9,25 +9,12 @@
 // No atomics; the order of every sum is fixed. The derivation is in vlkd_kernels/attention_mse/README.md.
 #pragma once
 
-#ifdef __CUDACC__ // else whoever includes this brings the same functions for a processor (tests/kernels/emulation)
-#include "../common/tensor_cores.cuh"
-#endif
+#include "strips.cuh"
 
 #include <cstdint>
 #include <type_traits>
 
 namespace vlkd {
-
-enum class Element { kHalf, kBFloat16, kFloat, kDouble };
-
-// A [B, heads, rows, D] input, read through its strides (in elements).
-struct HeadInput {
-  const void* data;
-  Element type;
-  bool vectors; // its rows can be copied 16 bytes at a time, as they are
-  int64_t strides[4];
-  int width;
-};
 
 struct HeadProblem {
   HeadInput q_s, k_s, q_t, k_t;
@@ -56,7 +43,7 @@ struct HeadPlan {
 
   // Rows in shared memory are 8 elements longer than what they hold: an odd number of 16-byte banks, so that eight rows
   // of a tile never meet in one.
-  static constexpr int kPad = 8, kPitch = kWidth + kPad, kPitchT = kWidthT + kPad, kGradientPitch = kKeys + kPad;
+  static constexpr int kPad = kRowPad, kPitch = kWidth + kPad, kPitchT = kWidthT + kPad, kGradientPitch = kKeys + kPad;
   static __host__ __device__ int padded(int size) { return (size + 15) / 16 * 16; }
   static __host__ __device__ int elements(int keys) {
     return (padded(keys) + 2 * kRows) * (kPitch + kPitchT) + kRows * kGradientPitch;
@@ -86,148 +73,6 @@ bool visit_plan(int keys, int width, int width_t, Visitor&& visit) {
     return false;
   }
   return true;
-}
-
-constexpr int kWarp = 32;
-constexpr unsigned kWholeWarp = 0xffffffffu;
-constexpr float kHidden = -1e30f; // a hidden key's score: its exponential is 0, and the difference of two is 0
-
-__device__ inline float element(const HeadInput& x, int64_t at) {
-  switch (x.type) {
-    case Element::kHalf: return static_cast<const c10::Half*>(x.data)[at];
-    case Element::kBFloat16: return static_cast<const c10::BFloat16*>(x.data)[at];
-    case Element::kFloat: return static_cast<const float*>(x.data)[at];
-    default: return static_cast<float>(static_cast<const double*>(x.data)[at]);
-  }
-}
-
-// Rows [first, first + rows) of one head as T into shared memory, zeros from row `limit` on and beside the head's width.
-template <int kPitch, typename T>
-__device__ inline void load_rows(
-    T* to, const HeadInput& x, int64_t b, int head, int first, int limit, int rows, int threads) {
-  constexpr int kVector = 16 / sizeof(T);
-  constexpr int kColumns = kPitch - 8; // kPad
-  const int64_t offset = b * x.strides[0] + head * x.strides[1];
-  if (x.vectors) {
-    constexpr int kVectors = kColumns / kVector;
-    for (int i = threadIdx.x; i < rows * kVectors; i += threads) {
-      const int row = i / kVectors, column = i % kVectors * kVector;
-      const bool inside = first + row < limit && column < x.width;
-      const int64_t at = inside ? offset + (first + row) * x.strides[2] + column : 0;
-      copy_async(to + row * kPitch + column, static_cast<const T*>(x.data) + at, inside);
-    }
-  } else {
-    for (int i = threadIdx.x; i < rows * kColumns; i += threads) {
-      const int row = i / kColumns, column = i % kColumns;
-      const bool inside = first + row < limit && column < x.width;
-      const int64_t at = offset + (first + row) * x.strides[2] + column * x.strides[3];
-      to[row * kPitch + column] = static_cast<T>(inside ? element(x, at) : 0.0f);
-    }
-  }
-}
-
-__device__ inline float quad_sum(float x) { // over the four lanes that share a row, the same bits in each
-  x += __shfl_xor_sync(kWholeWarp, x, 1);
-  return x + __shfl_xor_sync(kWholeWarp, x, 2);
-}
-
-__device__ inline float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kWholeWarp, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kWholeWarp, x, 2));
-}
-
-__device__ inline void store_pair(float* row, int column, int width, float first, float second) {
-  if (width % 2 == 0 && column < width) {
-    *reinterpret_cast<float2*>(row + column) = {first, second};
-  } else {
-    if (column < width) row[column] = first;
-    if (column + 1 < width) row[column + 1] = second;
-  }
-}
-
-// t (Δ + exp(-Δ) - 1), Δ = log t - log p: a series where Δ is small, since the sum of its parts would cancel.
-__device__ inline float kl_term(float p, float t, float x) {
-  float series = 1.0f / 40320;
-  series = series * x - 1.0f / 5040;
-  series = series * x + 1.0f / 720;
-  series = series * x - 1.0f / 120;
-  series = series * x + 1.0f / 24;
-  series = series * x - 1.0f / 6;
-  series = series * x + 0.5f;
-  return fabsf(x) < 0.5f ? t * x * x * series : t * x + p - t;
-}
-
-// Where a lane finds its row of the four 8 x 8 tiles of a 16 x 16 block: tiles down, then right; or right, then down.
-struct Place {
-  int row, column;
-};
-__device__ inline Place down_first(int lane) {
-  return {lane % 16, lane / 16 * 8};
-}
-__device__ inline Place right_first(int lane) {
-  return {lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8};
-}
-
-// A strip of scores: 16 rows q against `pairs` pairs of 8 keys, times scale. Lane l has of pair j's tile n, element 2i + e,
-// row l/4 + 8i and key 16j + 8n + 2(l%4) + e, at [2j + n][2i + e].
-template <typename T, int kPitch, int kTiles>
-__device__ inline void strip_of_scores(
-    float (&strip)[kTiles][4], const T* q, const T* k, int width, int pairs, float scale) {
-  const int lane = threadIdx.x % kWarp;
-  const Place of_q = down_first(lane), of_k = right_first(lane);
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) strip[n][e] = 0.0f;
-  }
-  for (int d = 0; d < width; d += 16) {
-    uint32_t a[4];
-    load_tiles(a, q + of_q.row * kPitch + d + of_q.column);
-#pragma unroll
-    for (int j = 0; j < kTiles / 2; ++j) {
-      if (j >= pairs) break;
-      uint32_t b[4];
-      load_tiles(b, k + (16 * j + of_k.row) * kPitch + d + of_k.column);
-      multiply_add<T>(strip[2 * j], a, b[0], b[1]);
-      multiply_add<T>(strip[2 * j + 1], a, b[2], b[3]);
-    }
-  }
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) strip[n][e] = __fmul_rn(strip[n][e], scale);
-  }
-}
-
-// A row's largest score and its sum of 2^(score - largest) over some of the keys; `kKept` leaves those powers in the strip.
-struct Softmax {
-  float largest, sum;
-};
-template <bool kKept, int kTiles>
-__device__ inline Softmax softmax_of_row(float (&strip)[kTiles][4], int tiles, int i) {
-  Softmax row{kHidden, 0.0f};
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    if (n < tiles) row.largest = fmaxf(row.largest, fmaxf(strip[n][2 * i], strip[n][2 * i + 1]));
-  }
-  row.largest = quad_max(row.largest);
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    if (n >= tiles) break;
-#pragma unroll
-    for (int e = 2 * i; e < 2 * i + 2; ++e) {
-      const float power = exp2_approximate(strip[n][e] - row.largest);
-      row.sum += power;
-      if (kKept) strip[n][e] = power;
-    }
-  }
-  row.sum = quad_sum(row.sum);
-  return row;
-}
-
-__device__ inline Softmax joined(Softmax a, Softmax b) {
-  const float largest = fmaxf(a.largest, b.largest);
-  return {largest, a.sum * exp2_approximate(a.largest - largest) + b.sum * exp2_approximate(b.largest - largest)};
 }
 
 template <typename T, typename Plan>
