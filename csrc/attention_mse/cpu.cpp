@@ -42,11 +42,11 @@ struct Code {
   int64_t (*memory)(const Problem<T>&);
 };
 
-template <typename T, typename Isa>
+template <typename Entry, typename Isa, typename T>
 VLKD_INLINE void work_with(const Problem<T>& problem, Slab<T>* begin, Slab<T>* end, T* memory) {
   Workspace<T> workspace;
-  workspace.template cut<Isa>(problem, memory);
-  for (Slab<T>* slab = begin; slab < end; ++slab) work_on_slab<T, Isa>(problem, *slab, workspace);
+  workspace.template cut<Entry, Isa>(problem, memory);
+  for (Slab<T>* slab = begin; slab < end; ++slab) work_on_slab<Entry, Isa>(problem, *slab, workspace);
 }
 
 template <typename T>
@@ -66,19 +66,34 @@ VLKD_AVX512 void work_avx512(const Problem<T>& problem, Slab<T>* begin, Slab<T>*
 }
 #endif
 
+#ifdef VLKD_AVX512_BF16
+VLKD_AVX512 void work_avx512_bf16(const Problem<float>& problem, Slab<float>* begin, Slab<float>* end, float* memory) {
+  work_with<Bf16Pair, Avx512Bf16>(problem, begin, end, memory);
+}
+#endif
+
 // As torch itself chooses (AVX512 is F, BW, DQ and VL with it, AVX2 has FMA), so ATEN_CPU_CAPABILITY holds here too.
 template <typename T>
-Code<T> code() {
+Code<T> code(const Problem<T>& p) {
 #ifdef VLKD_AVX512
   static const std::string capability = at::get_cpu_capability();
   if (capability.rfind("AVX512", 0) == 0) {
-    return {work_avx512<T>, Workspace<T>::template size<Avx512>};
+#ifdef VLKD_AVX512_BF16
+    if constexpr (std::is_same_v<T, float>) {
+      static const bool multiplies_bf16 = __builtin_cpu_supports("avx512bf16");
+      const auto is_bf16 = [](const Operand& x) { return x.type == at::kBFloat16; };
+      if (multiplies_bf16 && is_bf16(p.q_s) && is_bf16(p.k_s) && is_bf16(p.q_t) && is_bf16(p.k_t)) {
+        return {work_avx512_bf16, Workspace<T>::template size<Bf16Pair, Avx512Bf16>};
+      }
+    }
+#endif
+    return {work_avx512<T>, Workspace<T>::template size<T, Avx512>};
   }
   if (capability == "AVX2") {
-    return {work_avx2<T>, Workspace<T>::template size<Avx2>};
+    return {work_avx2<T>, Workspace<T>::template size<T, Avx2>};
   }
 #endif
-  return {work_baseline<T>, Workspace<T>::template size<Baseline>};
+  return {work_baseline<T>, Workspace<T>::template size<T, Baseline>};
 }
 
 using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
@@ -113,7 +128,7 @@ Outputs run(Problem<T> p, const at::Tensor& q_s, const at::Tensor& k_s) {
       T* to = p.with_grad ? partial.mutable_data_ptr<T>() + i * size : nullptr;
       slabs[i] = {i / parts, tiles * part / parts, tiles * (part + 1) / parts, to, 0, 0};
     }
-    const Code<T> code = vlkd::code<T>();
+    const Code<T> code = vlkd::code(p);
     const int64_t memory = code.memory(p), slab_entries = p.group_s * p.queries * p.keys / parts;
     const int64_t threads = std::min<int64_t>(at::get_num_threads(), slabs.size());
     const at::Tensor workspace = at::empty({threads, memory}, options);

@@ -24,39 +24,51 @@ struct Operand {
   int64_t strides[4], width; // in elements
 };
 
-// Rows of one head as T with unit stride: where they lie, or a copy of them.
-template <typename T>
+// Rows of one head with unit stride: where they lie, or a copy of them. The stride counts entries (gemm.h).
+template <typename Entry>
 struct Rows {
-  const T* data;
+  const Entry* data;
   int64_t stride;
+
+  const auto* numbers() const { return reinterpret_cast<const typename EntryTraits<Entry>::Number*>(data); }
+  int64_t numbers_stride() const { return stride * EntryTraits<Entry>::kNumbers; }
 };
 
 template <typename T, typename Source>
-VLKD_INLINE void copy_rows(T* __restrict to, const Source* __restrict from, const int64_t* strides, int64_t rows, int64_t width) {
-  for (int64_t i = 0; i < rows; ++i, from += strides[2], to += width) {
+VLKD_INLINE void copy_rows(
+    T* __restrict to, int64_t to_row, const Source* __restrict from, const int64_t* strides, int64_t rows, int64_t width) {
+  for (int64_t i = 0; i < rows; ++i, from += strides[2], to += to_row) {
     if (strides[3] == 1) {
       for (int64_t d = 0; d < width; ++d) to[d] = static_cast<T>(from[d]);
     } else {
       for (int64_t d = 0; d < width; ++d) to[d] = static_cast<T>(from[d * strides[3]]);
     }
+    std::fill(to + width, to + to_row, T(0));
   }
 }
 
 // `readable` rows may be read from the result, which is more than `rows` where a product works on several at a time.
-template <typename T>
-VLKD_INLINE Rows<T> rows_of(const Operand& x, int64_t b, int64_t h, int64_t first, int64_t rows, int64_t readable, T* copy) {
-  const int64_t offset = b * x.strides[0] + h * x.strides[1] + first * x.strides[2];
-  if (x.type == c10::CppTypeToScalarType<T>::value && x.strides[3] == 1 && readable == rows) {
-    return {static_cast<const T*>(x.data) + offset, x.strides[2]};
+template <typename Entry>
+VLKD_INLINE Rows<Entry> rows_of(
+    const Operand& x, int64_t b, int64_t h, int64_t first, int64_t rows, int64_t readable, Entry* copy) {
+  using Number = typename EntryTraits<Entry>::Number;
+  constexpr int64_t kNumbers = EntryTraits<Entry>::kNumbers;
+  const int64_t offset = b * x.strides[0] + h * x.strides[1] + first * x.strides[2], stride = entries<Entry>(x.width);
+  const bool whole = x.strides[2] % kNumbers == 0 && x.width % kNumbers == 0;
+  if (x.type == c10::CppTypeToScalarType<Number>::value && x.strides[3] == 1 && readable == rows && whole) {
+    return {reinterpret_cast<const Entry*>(static_cast<const Number*>(x.data) + offset), x.strides[2] / kNumbers};
   }
+  const auto copy_from = [&](const auto* data) __attribute__((always_inline)) {
+    copy_rows(reinterpret_cast<Number*>(copy), stride * kNumbers, data + offset, x.strides, rows, x.width);
+  };
   switch (x.type) {
-    case at::kDouble: copy_rows(copy, static_cast<const double*>(x.data) + offset, x.strides, rows, x.width); break;
-    case at::kFloat: copy_rows(copy, static_cast<const float*>(x.data) + offset, x.strides, rows, x.width); break;
-    case at::kHalf: copy_rows(copy, static_cast<const at::Half*>(x.data) + offset, x.strides, rows, x.width); break;
-    default: copy_rows(copy, static_cast<const at::BFloat16*>(x.data) + offset, x.strides, rows, x.width);
+    case at::kDouble: copy_from(static_cast<const double*>(x.data)); break;
+    case at::kFloat: copy_from(static_cast<const float*>(x.data)); break;
+    case at::kHalf: copy_from(static_cast<const at::Half*>(x.data)); break;
+    default: copy_from(static_cast<const at::BFloat16*>(x.data));
   }
-  std::fill(copy + rows * x.width, copy + readable * x.width, T(0));
-  return {copy, x.width};
+  std::fill(copy + rows * stride, copy + readable * stride, Entry{});
+  return {copy, stride};
 }
 
 template <typename T>
@@ -100,19 +112,20 @@ struct Slab {
   int64_t count;
 };
 
-// A thread's working memory, one allocation cut to pieces of whole cache lines.
+// A thread's working memory, one allocation cut to pieces of whole cache lines. Entries (gemm.h) are as wide as sums and
+// use the same pieces.
 template <typename T>
 class Workspace {
  public:
-  template <typename Isa>
+  template <typename Entry, typename Isa>
   static int64_t size(const Problem<T>& p) {
-    return Workspace().cut<Isa>(p, nullptr);
+    return Workspace().cut<Entry, Isa>(p, nullptr);
   }
 
   // Returns how many elements the pieces take.
-  template <typename Isa>
+  template <typename Entry, typename Isa>
   int64_t cut(const Problem<T>& p, T* memory) {
-    using G = Gemm<T, Isa>;
+    using G = Gemm<Entry, Isa>;
     const int64_t rows = G::padded(p.tile_rows), keys = G::padded(p.keys), width = G::padded(p.q_s.width);
     int64_t used = 0;
     const auto take = [&](int64_t count) {
@@ -121,17 +134,18 @@ class Workspace {
       used += (count + kLine - 1) / kLine * kLine;
       return piece;
     };
-    k_s = take(p.keys * p.k_s.width);
-    k_t = take(p.keys * p.k_t.width);
-    q_s = take(rows * p.q_s.width);
-    q_t = take(rows * p.q_t.width);
-    across_s = take(p.k_s.width * keys);
-    across_t = take(p.k_t.width * keys);
+    const int64_t width_s = entries<Entry>(p.q_s.width), width_t = entries<Entry>(p.q_t.width);
+    k_s = take(p.keys * width_s);
+    k_t = take(p.keys * width_t);
+    q_s = take(rows * width_s);
+    q_t = take(rows * width_t);
+    across_s = take(width_s * keys);
+    across_t = take(width_t * keys);
     s = take(rows * keys);
     t = take(rows * keys);
     if (p.with_grad) {
-      down_k = take(p.keys * width);
-      down_q = take(rows * width);
+      down_k = take(entries<Entry>(p.keys) * width);
+      down_q = take(entries<Entry>(rows) * width);
       grad_q = take(rows * width);
       grad_k = take(keys * width);
     }
@@ -140,7 +154,7 @@ class Workspace {
   }
 
   T *k_s = nullptr, *k_t = nullptr, *q_s = nullptr, *q_t = nullptr; // copies of rows that cannot be read as they are
-  T *across_s = nullptr, *across_t = nullptr;                       // the keys transposed, scaled, panels of [D, M]
+  T *across_s = nullptr, *across_t = nullptr;                       // the keys transposed, panels of [D, M]
   T *down_k = nullptr, *down_q = nullptr;                           // the student's keys and queries, panels of [M or R, D_s]
   T *s = nullptr, *t = nullptr;                                     // the maps, [R, M]
   T *grad_q = nullptr, *grad_k = nullptr;                           // [R, D_s], [M, D_s]
@@ -170,22 +184,52 @@ VLKD_INLINE void work_on_row(
   std::fill(counts ? s + keys : s, s + padded_keys, T(0));
 }
 
-template <typename T, typename Isa>
+// A tile's gradient as the operand of two products, A of dQ = scale g K and A of dK = scale g^T Q.
+template <typename Entry>
+struct Gradient {
+  const Entry *rows, *columns;
+  int64_t row, column; // strides: of `rows` from row to row, of `columns` from an entry to the next along the tile's rows
+};
+
+// Rounds g [rows, stride] to bfloat16, paired along the keys in the place of t, and along the rows in its own. An odd last
+// row pairs with one of zeros, which the product of the padded queries has left there.
+template <typename Isa>
+VLKD_INLINE Gradient<Bf16Pair> paired(float* g, float* t, int64_t rows, int64_t stride, int64_t keys) {
+  using V = Simd<float, Isa>;
+  typedef uint32_t Bits __attribute__((vector_size(Isa::kBytes)));
+  for (int64_t i = 0; i < rows; i += 2) {
+    float *first = g + i * stride, *second = first + stride;
+    auto *to_first = reinterpret_cast<uint16_t*>(t + i * stride), *to_second = to_first + 2 * stride;
+    for (int64_t j = 0; j < keys; j += V::kLanes) {
+      const auto a = Isa::to_bf16(V::load(first + j)), b = Isa::to_bf16(V::load(second + j));
+      std::memcpy(to_first + j, &a, sizeof a);
+      std::memcpy(to_second + j, &b, sizeof b);
+      const Bits pairs = __builtin_convertvector(a, Bits) | __builtin_convertvector(b, Bits) << 16;
+      V::store(first + j, (typename V::Vector)pairs);
+    }
+  }
+  return {reinterpret_cast<Bf16Pair*>(t), reinterpret_cast<Bf16Pair*>(g), stride, 2 * stride};
+}
+
+template <typename Entry, typename Isa, typename T>
 VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspace<T>& memory) {
-  using G = Gemm<T, Isa>;
+  using G = Gemm<Entry, Isa>;
   const int64_t key_heads = p.heads / p.group_s, b = slab.key_head / key_heads, width = p.q_s.width;
   const int64_t all_keys = G::padded(p.keys), all_width = G::padded(width); // rows of the maps, of the gradients
-  const typename G::Panels across_s{memory.across_s, width, p.keys}, across_t{memory.across_t, p.q_t.width, p.keys};
+  const int64_t entries_s = entries<Entry>(width), entries_t = entries<Entry>(p.q_t.width);
+  const auto piece = [](T* data) __attribute__((always_inline)) { return reinterpret_cast<Entry*>(data); };
+  const typename G::Panels across_s{piece(memory.across_s), entries_s, p.keys};
+  const typename G::Panels across_t{piece(memory.across_t), entries_t, p.keys};
 
-  const Rows<T> k_s = rows_of(p.k_s, b, slab.key_head % key_heads, 0, p.keys, p.keys, memory.k_s);
-  G::pack_transposed(memory.across_s, k_s.data, k_s.stride, p.keys, width, p.scale_s);
+  const Rows<Entry> k_s = rows_of(p.k_s, b, slab.key_head % key_heads, 0, p.keys, p.keys, piece(memory.k_s));
+  G::pack_transposed(piece(memory.across_s), k_s.data, k_s.stride, p.keys, entries_s);
   // Where no padding is needed keys, queries and gradients are used where they lie.
-  typename G::Panels down_k{k_s.data, p.keys, width};
+  typename G::Panels down_k{k_s.data, entries<Entry>(p.keys), width};
   T* grad_k = all_keys == p.keys && all_width == width ? slab.grad_k : memory.grad_k;
   if (p.with_grad) {
     if (!G::packed(k_s.stride, width)) {
-      G::pack(memory.down_k, k_s.data, k_s.stride, p.keys, width);
-      down_k.data = memory.down_k;
+      G::pack(piece(memory.down_k), k_s.numbers(), k_s.numbers_stride(), p.keys, width);
+      down_k.data = piece(memory.down_k);
     }
     std::fill_n(grad_k, all_keys * all_width, T(0));
   }
@@ -197,13 +241,13 @@ VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspac
     const int64_t keys = p.visibility.causal ? std::min(p.keys, first + rows) : p.keys;
     if (h / p.group_t != packed_head) {
       packed_head = h / p.group_t;
-      const Rows<T> k_t = rows_of(p.k_t, b, packed_head, 0, p.keys, p.keys, memory.k_t);
-      G::pack_transposed(memory.across_t, k_t.data, k_t.stride, p.keys, p.q_t.width, p.scale_t);
+      const Rows<Entry> k_t = rows_of(p.k_t, b, packed_head, 0, p.keys, p.keys, piece(memory.k_t));
+      G::pack_transposed(piece(memory.across_t), k_t.data, k_t.stride, p.keys, entries_t);
     }
-    const Rows<T> q_s = rows_of(p.q_s, b, h, first, rows, all_rows, memory.q_s);
-    const Rows<T> q_t = rows_of(p.q_t, b, h, first, rows, all_rows, memory.q_t);
-    G::multiply(memory.s, all_keys, q_s.data, q_s.stride, 1, across_s, rows, keys, width, false);
-    G::multiply(memory.t, all_keys, q_t.data, q_t.stride, 1, across_t, rows, keys, p.q_t.width, false);
+    const Rows<Entry> q_s = rows_of(p.q_s, b, h, first, rows, all_rows, piece(memory.q_s));
+    const Rows<Entry> q_t = rows_of(p.q_t, b, h, first, rows, all_rows, piece(memory.q_t));
+    G::multiply(memory.s, all_keys, q_s.data, q_s.stride, 1, across_s, rows, keys, entries_s, p.scale_s, false);
+    G::multiply(memory.t, all_keys, q_t.data, q_t.stride, 1, across_t, rows, keys, entries_t, p.scale_t, false);
     const int64_t next = b * p.heads + h + 1; // its inputs come while this head's rows are worked on
     for (int64_t r = 0; r < rows; ++r) {
       if (next < p.batch * p.heads) prefetch(p, next / p.heads, next % p.heads, first + r);
@@ -211,18 +255,24 @@ VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspac
           p, slab, memory.mask, memory.s + r * all_keys, memory.t + r * all_keys, b, h, first + r, G::padded(keys));
     }
     if (!p.with_grad) continue;
+    Gradient<Entry> g;
+    if constexpr (EntryTraits<Entry>::kNumbers == 1) {
+      g = {memory.s, memory.s, all_keys, all_keys};
+    } else {
+      g = paired<Isa>(memory.s, memory.t, rows, all_keys, G::padded(keys));
+    }
     T* const out = p.grad_q + ((b * p.heads + h) * p.queries + first) * width;
     T* const grad_q = all_rows == rows && all_width == width ? out : memory.grad_q;
-    G::multiply(grad_q, all_width, memory.s, all_keys, 1, down_k, rows, width, keys, false);
+    G::multiply(grad_q, all_width, g.rows, g.row, 1, down_k, rows, width, entries<Entry>(keys), T(1), false);
     if (grad_q != out) {
       for (int64_t r = 0; r < rows; ++r) std::copy_n(grad_q + r * all_width, width, out + r * width);
     }
-    typename G::Panels down_q{q_s.data, rows, width};
+    typename G::Panels down_q{q_s.data, entries<Entry>(rows), width};
     if (!G::packed(q_s.stride, width)) {
-      G::pack(memory.down_q, q_s.data, q_s.stride, rows, width);
-      down_q.data = memory.down_q;
+      G::pack(piece(memory.down_q), q_s.numbers(), q_s.numbers_stride(), rows, width);
+      down_q.data = piece(memory.down_q);
     }
-    G::multiply(grad_k, all_width, memory.s, 1, all_keys, down_q, keys, width, rows, true);
+    G::multiply(grad_k, all_width, g.columns, 1, g.column, down_q, keys, width, entries<Entry>(rows), T(1), true);
   }
   if (p.with_grad && grad_k != slab.grad_k) {
     for (int64_t j = 0; j < p.keys; ++j) std::copy_n(grad_k + j * all_width, width, slab.grad_k + j * width);

@@ -1,12 +1,17 @@
 // Matrix products of tiles that stay in the cache, for kernels that work on a product before it leaves there.
 //
-//   C [m, n] (+)= A [m, k] B [k, n]      A by strides, B packed into panels, C row-major
+//   C [m, n] (+)= factor A [m, k] B [k, n]      A by strides, B packed into panels, C row-major
 //
 // A panel holds two vectors' width of columns of B, row after row; the last one may be one vector wide. One step multiplies
 // kRows broadcast entries of A with a row of a panel, so that kRows x 2 vectors of C stay in registers over all of k.
+//
+// An entry is what one lane of the processor's multiply-add takes: a number, or two bfloat16 that follow each other along k,
+// whose products both go into the float32 sum. Entries are as wide as sums; strides and k count entries.
 #pragma once
 
 #include "simd.h"
+
+#include <c10/util/BFloat16.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -14,92 +19,138 @@
 
 namespace vlkd {
 
-template <typename T, typename Isa>
+struct Bf16Pair {
+  c10::BFloat16 first, second;
+};
+
+template <typename Entry>
+struct EntryTraits {
+  using Number = Entry;
+  using Sum = Entry;
+  static constexpr int64_t kNumbers = 1;
+};
+
+template <>
+struct EntryTraits<Bf16Pair> {
+  using Number = c10::BFloat16;
+  using Sum = float;
+  static constexpr int64_t kNumbers = 2;
+};
+
+// How many entries hold `numbers` numbers along k.
+template <typename Entry>
+constexpr int64_t entries(int64_t numbers) {
+  return (numbers + EntryTraits<Entry>::kNumbers - 1) / EntryTraits<Entry>::kNumbers;
+}
+
+template <typename Entry, typename Isa>
 struct Gemm {
+  using Number = typename EntryTraits<Entry>::Number;
+  using T = typename EntryTraits<Entry>::Sum;
   using V = Simd<T, Isa>;
   using Vector = typename V::Vector;
+  static_assert(sizeof(Entry) == sizeof(T), "a vector of entries has as many lanes as a vector of sums");
   static constexpr int64_t kLanes = V::kLanes, kPanel = 2 * kLanes, kRows = Isa::kRows;
   static constexpr int64_t kPadding = kLanes > kRows ? kLanes : kRows;
 
   // Rows and columns are padded to this, so that no step has a remainder.
   static constexpr int64_t padded(int64_t size) { return (size + kPadding - 1) / kPadding * kPadding; }
 
-  // B = factor * src transposed, src [n, k] with rows `stride` apart; columns from n to padded(n) are 0. Takes
-  // k * padded(n) elements.
+  // B = src transposed, src [n, k] with rows `stride` apart; columns from n to padded(n) are 0. Takes k * padded(n) entries.
   static VLKD_INLINE void pack_transposed(
-      T* __restrict to, const T* __restrict src, int64_t stride, int64_t n, int64_t k, T factor) {
+      Entry* __restrict to, const Entry* __restrict src, int64_t stride, int64_t n, int64_t k) {
     for (int64_t first = 0; first < padded(n); first += kPanel) {
       const int64_t width = std::min(kPanel, padded(n) - first), filled = std::clamp<int64_t>(n - first, 0, width);
-      T* panel = to + first * k;
-      const T* from = src + first * stride;
-      if (filled < width) std::fill(panel, panel + width * k, T(0));
+      Entry* panel = to + first * k;
+      const Entry* from = src + first * stride;
+      if (filled < width) std::fill(panel, panel + width * k, Entry{});
       int64_t j = 0;
       for (; j + kLanes <= filled; j += kLanes) {
         int64_t i = 0;
-        for (; i + kLanes <= k; i += kLanes) transpose(panel + i * width + j, width, from + j * stride + i, stride, factor);
+        for (; i + kLanes <= k; i += kLanes) transpose(panel + i * width + j, width, from + j * stride + i, stride);
         for (; i < k; ++i) {
-          for (int64_t l = j; l < j + kLanes; ++l) panel[i * width + l] = factor * from[l * stride + i];
+          for (int64_t l = j; l < j + kLanes; ++l) panel[i * width + l] = from[l * stride + i];
         }
       }
       for (; j < filled; ++j) {
-        for (int64_t i = 0; i < k; ++i) panel[i * width + j] = factor * from[j * stride + i];
+        for (int64_t i = 0; i < k; ++i) panel[i * width + j] = from[j * stride + i];
       }
     }
   }
 
-  // Whether rows that are `stride` apart already lie as a panel.
+  // Whether rows of numbers that are `stride` apart already lie as a panel.
   static constexpr bool packed(int64_t stride, int64_t n) {
-    return n == stride && (n == kLanes || n == kPanel) && n == padded(n);
+    return EntryTraits<Entry>::kNumbers == 1 && n == stride && (n == kLanes || n == kPanel) && n == padded(n);
   }
 
-  // B = src, [k, n] with rows `stride` apart; columns from n to padded(n) are 0. Takes k * padded(n) elements.
-  static VLKD_INLINE void pack(T* __restrict to, const T* __restrict src, int64_t stride, int64_t k, int64_t n) {
+  // B = src, [rows, n] numbers with rows `stride` apart; columns from n to padded(n) are 0. Takes entries(rows) * padded(n).
+  static VLKD_INLINE void pack(Entry* __restrict to, const Number* __restrict src, int64_t stride, int64_t rows, int64_t n) {
     for (int64_t first = 0; first < padded(n); first += kPanel) {
       const int64_t width = std::min(kPanel, padded(n) - first), filled = std::clamp<int64_t>(n - first, 0, width);
-      T* panel = to + first * k;
-      for (int64_t i = 0; i < k; ++i) {
-        std::copy_n(src + i * stride + first, filled, panel + i * width);
-        std::fill_n(panel + i * width + filled, width - filled, T(0));
+      Entry* panel = to + first * entries<Entry>(rows);
+      for (int64_t i = 0; i < rows; i += EntryTraits<Entry>::kNumbers, panel += width) {
+        const Number* from = src + i * stride + first;
+        if constexpr (EntryTraits<Entry>::kNumbers == 1) {
+          std::copy_n(from, filled, panel);
+        } else if (i + 1 < rows) {
+          for (int64_t j = 0; j < filled; ++j) panel[j] = {from[j], from[stride + j]};
+        } else {
+          for (int64_t j = 0; j < filled; ++j) panel[j] = {from[j], Number(0)};
+        }
+        std::fill_n(panel + filled, width - filled, Entry{});
       }
     }
   }
 
   // A packed B: the k and n that it was packed with.
   struct Panels {
-    const T* data;
+    const Entry* data;
     int64_t k, n;
   };
 
   // A[i, l] = a[i * a_row + l * a_column] for i < padded(m), l < k <= b.k. Columns of C are written up to the end of the
   // panel that holds column n - 1, so at most up to padded(b.n).
   static VLKD_INLINE void multiply(
-      T* __restrict c, int64_t c_row, const T* __restrict a, int64_t a_row, int64_t a_column, const Panels& b,
-      int64_t m, int64_t n, int64_t k, bool add) {
+      T* __restrict c, int64_t c_row, const Entry* __restrict a, int64_t a_row, int64_t a_column, const Panels& b,
+      int64_t m, int64_t n, int64_t k, T factor, bool add) {
     for (int64_t first = 0; first < n; first += kPanel) {
-      const T* panel = b.data + first * b.k;
+      const Entry* panel = b.data + first * b.k;
       const bool whole = padded(b.n) - first > kLanes;
       for (int64_t i = 0; i < m; i += kRows) {
         if (whole) {
-          step<2>(c + i * c_row + first, c_row, a + i * a_row, a_row, a_column, panel, k, add);
+          step<2>(c + i * c_row + first, c_row, a + i * a_row, a_row, a_column, panel, k, factor, add);
         } else {
-          step<1>(c + i * c_row + first, c_row, a + i * a_row, a_row, a_column, panel, k, add);
+          step<1>(c + i * c_row + first, c_row, a + i * a_row, a_row, a_column, panel, k, factor, add);
         }
       }
     }
   }
 
  private:
-  // to = factor * from transposed, kLanes x kLanes: log2(kLanes) rounds in which rows exchange halves, quarters, ...
-  static VLKD_INLINE void transpose(T* to, int64_t to_row, const T* from, int64_t from_row, T factor) {
+  static VLKD_INLINE Vector load(const Entry* from) { return V::load(reinterpret_cast<const T*>(from)); }
+  static VLKD_INLINE void store(Entry* to, Vector x) { V::store(reinterpret_cast<T*>(to), x); }
+
+  static VLKD_INLINE Vector multiply_add(Entry a, Vector b, Vector sum) {
+    if constexpr (EntryTraits<Entry>::kNumbers == 1) {
+      return sum + a * b;
+    } else {
+      uint32_t bits;
+      std::memcpy(&bits, &a, sizeof bits);
+      return Isa::dot_pairs((Vector)(typename V::Bits{} + bits), b, sum);
+    }
+  }
+
+  // to = from transposed, kLanes x kLanes: log2(kLanes) rounds in which rows exchange halves, quarters, ...
+  static VLKD_INLINE void transpose(Entry* to, int64_t to_row, const Entry* from, int64_t from_row) {
     Vector rows[kLanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = factor * V::load(from + i * from_row);
+    for (int i = 0; i < kLanes; ++i) rows[i] = load(from + i * from_row);
     exchange<1>(rows);
     exchange<2>(rows);
     exchange<4>(rows);
     exchange<8>(rows);
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) V::store(to + i * to_row, rows[i]);
+    for (int i = 0; i < kLanes; ++i) store(to + i * to_row, rows[i]);
   }
 
   template <int kStep>
@@ -120,29 +171,27 @@ struct Gemm {
 
   template <int kVectors>
   static VLKD_INLINE void step(
-      T* __restrict c, int64_t c_row, const T* __restrict a, int64_t a_row, int64_t a_column, const T* __restrict b,
-      int64_t k, bool add) {
-    Vector sums[kRows][kVectors];
-    for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < kVectors; ++j) {
-        sums[i][j] = add ? V::load(c + i * c_row + j * kLanes) : Vector{};
-      }
-    }
+      T* __restrict c, int64_t c_row, const Entry* __restrict a, int64_t a_row, int64_t a_column, const Entry* __restrict b,
+      int64_t k, T factor, bool add) {
+    Vector sums[kRows][kVectors] = {};
     for (int64_t l = 0; l < k; ++l) {
       Vector row[kVectors];
 #pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) row[j] = V::load(b + (l * kVectors + j) * kLanes);
+      for (int j = 0; j < kVectors; ++j) row[j] = load(b + (l * kVectors + j) * kLanes);
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
-        const T factor = a[i * a_row + l * a_column];
+        const Entry entry = a[i * a_row + l * a_column];
 #pragma GCC unroll 2
-        for (int j = 0; j < kVectors; ++j) sums[i][j] += factor * row[j];
+        for (int j = 0; j < kVectors; ++j) sums[i][j] = multiply_add(entry, row[j], sums[i][j]);
       }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) V::store(c + i * c_row + j * kLanes, sums[i][j]);
+      for (int j = 0; j < kVectors; ++j) {
+        T* to = c + i * c_row + j * kLanes;
+        V::store(to, add ? V::load(to) + factor * sums[i][j] : factor * sums[i][j]);
+      }
     }
   }
 };

@@ -19,6 +19,9 @@
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #define VLKD_AVX2 __attribute__((target("avx2,fma")))
 #define VLKD_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#if !defined(__clang__) // which refuses instructions outside of such a function, even in one that is inlined there
+#define VLKD_AVX512_BF16
+#endif
 #endif
 
 #define VLKD_INLINE inline __attribute__((always_inline))
@@ -79,13 +82,33 @@ struct Avx2 {
 struct Baseline {
   static constexpr int kBytes = 16, kRows = 4;
 };
+#ifdef VLKD_AVX512_BF16
+struct Avx512Bf16 : Avx512 {
+  // sum + the dot products of pairs of bfloat16, lane by lane. Written out, for a function that used an intrinsic
+  // would have to carry its instruction set, and so would all that it is inlined into on the way.
+  template <typename Vector>
+  static VLKD_INLINE Vector dot_pairs(Vector a, Vector b, Vector sum) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+  }
+
+  // The nearest bfloat16 of every lane.
+  template <typename Vector>
+  static VLKD_INLINE auto to_bf16(Vector x) {
+    typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
+    Halves result;
+    __asm__("vcvtneps2bf16 %1, %0" : "=v"(result) : "v"(x));
+    return result;
+  }
+};
+#endif
 
 // A vector register of T, for loops that are written rather than left to the vectoriser.
 template <typename T, typename Isa>
 struct Simd {
   static constexpr int kLanes = Isa::kBytes / sizeof(T);
   typedef T Vector __attribute__((vector_size(Isa::kBytes)));
-  typedef T Unaligned __attribute__((vector_size(Isa::kBytes), aligned(alignof(T)), may_alias));
+  typedef T Unaligned __attribute__((vector_size(Isa::kBytes), aligned(2), may_alias)); // pairs of bfloat16 are loaded too
   typedef std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t> Bits __attribute__((vector_size(Isa::kBytes)));
   typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Index __attribute__((vector_size(Isa::kBytes)));
 

@@ -25,7 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SLACK = {
     torch.float64: 1e-12,  # about 5000 roundings of 2^-53, for the order of long sums
     torch.float32: 4e-6,  # about 64 roundings of 2^-24
-    torch.bfloat16: 2**-8,  # two roundings of 2^-9: a product's weight, and the gradient itself
+    torch.bfloat16: 2**-8,  # one rounding, of a weight of a product or of the gradient itself
     torch.float16: 2**-10,  # two roundings of 2^-11
 }
 _TRUSTED = 10  # slacks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from native_cases import DTYPES, assert_true_to, attention_inputs, needs_extension, poisoned_memory  # noqa: F401
@@ -12,6 +14,13 @@ from vlkd_kernels.attention_mse import native as attention
 from vlkd_kernels.attention_mse import reference
 
 pytestmark = [needs_extension, pytest.mark.usefixtures("poisoned_memory")]
+
+
+def processor_flags() -> str:
+    """What this processor can do and torch may use, as Linux tells it."""
+    information = Path("/proc/cpuinfo")
+    usable = information.exists() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return information.read_text() if usable else ""
 
 
 def attention_truth(tensors: list, dtype: torch.dtype, options: dict) -> list[Tensor]:
@@ -25,6 +34,29 @@ def attention_truth(tensors: list, dtype: torch.dtype, options: dict) -> list[Te
     return [loss.detach(), count.detach(), *grads]
 
 
+def moved_by_rounding(tensors: list, options: dict) -> tuple[Tensor | float, Tensor | float]:
+    """The most by which the gradients move when that of every logit is rounded to bfloat16, by 2⁻⁸ of itself.
+
+    All inputs in bfloat16 are multiplied by the processor's bfloat16 units where it has them, and they take it so.
+    """
+    if any(x.dtype != torch.bfloat16 for x in tensors):
+        return 0.0, 0.0
+    q_s, k_s, q_t, k_t = (x.detach().double() for x in tensors)
+    group = q_s.shape[1] // max(1, k_s.shape[1])
+    keys, scale = k_s.repeat_interleave(group, 1), options["scale_s"]
+    logits = (scale * q_s @ keys.mT).requires_grad_()
+    loss, _ = reference.loss(
+        logits,
+        torch.eye(keys.shape[2]).double().expand(*keys.shape[:2], -1, -1),
+        q_t,
+        k_t,
+        **options | {"scale_s": 1.0},
+    )
+    (g,) = torch.autograd.grad(loss, logits) if loss.requires_grad else (torch.zeros_like(logits),)
+    grad_k = (g.abs().mT @ q_s.abs()).unflatten(1, (-1, group)).sum(2)
+    return 2**-8 * abs(scale) * g.abs() @ keys.abs(), 2**-8 * abs(scale) * grad_k
+
+
 def check_attention(tensors: list, **options: object) -> None:
     options = {"scale_s": 0.35, "scale_t": 0.28, "attn_mask": None, "query_mask": None, "is_causal": False} | options
     options = {"distance": "mse"} | options
@@ -32,8 +64,9 @@ def check_attention(tensors: list, **options: object) -> None:
     got = attention.forward(*tensors, *(options[name] for name in names), True)
     dtype = tensors[0].dtype
     truth, naive = attention_truth(tensors, torch.float64, options), attention_truth(tensors, dtype, options)
-    for true, value, plain in zip(truth, got, naive, strict=True):
-        assert_true_to(true, value, plain, dtype)
+    moved = (0.0, 0.0, *moved_by_rounding(tensors, options))
+    for true, value, plain, bound in zip(truth, got, naive, moved, strict=True):
+        assert_true_to(true, value, plain, dtype, bound)
     without = attention.forward(*tensors, *(options[name] for name in names), False)
     assert torch.equal(without[0], got[0]) and torch.equal(without[1], got[1])
     assert without[2].shape == without[3].shape == (0,)
@@ -93,8 +126,11 @@ def test_attention_matches_truth_under_every_mask(form: str, causal: bool, dista
     ],
 )
 @pytest.mark.parametrize("distance", ["mse", "kl"])
-def test_attention_matches_truth_in_every_shape(b: int, h: int, q: int, m: int, heads: tuple, distance: str) -> None:
-    tensors = attention_inputs(b, h, q, m, heads=heads)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_matches_truth_in_every_shape(
+    b: int, h: int, q: int, m: int, heads: tuple, dtype: torch.dtype, distance: str
+) -> None:
+    tensors = attention_inputs(b, h, q, m, heads=heads, dtype=dtype)
     check_attention(tensors, distance=distance, attn_mask=torch.rand(b, 1, 1, m) < 0.8, is_causal=q > m)
 
 
@@ -108,6 +144,35 @@ def test_attention_reads_through_strides_and_mixed_dtypes() -> None:
     for plain, got in zip(attention.forward(*mixed, *options), attention.forward(*strided, *options), strict=True):
         assert torch.equal(plain, got)
     check_attention(mixed)
+
+
+@pytest.mark.parametrize("widths", [(8, 12), (9, 13), (33, 16), (96, 31)])
+@pytest.mark.parametrize("layout", ["contiguous", "heads last", "width first", "even rows", "odd rows"])
+def test_attention_multiplies_bfloat16_of_every_width_and_layout(widths: tuple, layout: str) -> None:
+    """Its numbers are taken in pairs, which an odd width or stride breaks up."""
+
+    def followed_by_others(x: Tensor, count: int) -> Tensor:
+        return torch.cat([x, 9 * torch.randn_like(x)[..., :count]], -1)[..., : x.shape[-1]]
+
+    layouts = {
+        "contiguous": lambda x: x,
+        "heads last": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        "width first": lambda x: x.mT.contiguous().mT,
+        "even rows": lambda x: followed_by_others(x, 2 + x.shape[-1] % 2),
+        "odd rows": lambda x: followed_by_others(x, 3 - x.shape[-1] % 2),
+    }
+    for q, m in ((16, 32), (7, 19)):
+        tensors = attention_inputs(2, 3, q, m, widths=widths, dtype=torch.bfloat16)
+        check_attention([layouts[layout](x) for x in tensors])
+
+
+@pytest.mark.skipif("avx512_bf16" not in processor_flags(), reason="no bfloat16 units")
+def test_attention_uses_the_bfloat16_units() -> None:
+    tensors = attention_inputs(1, 2, 33, 40, dtype=torch.bfloat16)
+    options = (0.35, 0.28, None, None, False, "mse", True)
+    units, converted = (attention.forward(*inputs, *options) for inputs in (tensors, [x.float() for x in tensors]))
+    assert abs(units[0] / converted[0] - 1) < 1e-6
+    assert not torch.equal(units[2], converted[2]) and not torch.equal(units[3], converted[3])
 
 
 @pytest.mark.parametrize("distance", ["mse", "kl"])
