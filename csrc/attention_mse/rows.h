@@ -54,17 +54,29 @@ VLKD_INLINE void clear(T* __restrict s, const bool* __restrict mask, int64_t key
   for (int64_t j = 0; j < keys; ++j) s[j] = mask[j] ? s[j] : T(0);
 }
 
-// The rows' loops run over whole vectors. Hidden keys and those behind the last one hold -infinity; exp2 makes of it
-// 2^-100, which no sum notices beside its largest term, 1.
+// A row of both maps that counts.
+template <typename T>
+struct Row {
+  T *s, *t;
+  const bool* mask;      // or null
+  int64_t keys, visible; // the last key that it may see and one; those that it sees
+  T largest_s, largest_t, sum_s, sum_t, product;
+};
+
+// A few rows go through a pass together before the next pass: what a row must wait for, its sums above all, the others' work
+// fills. The loops run over whole vectors. Hidden keys and those behind the last one hold -infinity; exp2 makes of it 2^-100,
+// which no sum notices beside its largest term, 1.
 template <typename V, typename T>
-VLKD_INLINE void largest_logits(const T* s, const T* t, int64_t keys, T& largest_s, T& largest_t) {
-  typename V::Vector max_s = V::load(s), max_t = V::load(t);
-  for (int64_t j = V::kLanes; j < keys; j += V::kLanes) {
-    max_s = V::larger(V::load(s + j), max_s);
-    max_t = V::larger(V::load(t + j), max_t);
+VLKD_INLINE void find_largest(Row<T>* rows, int64_t count) {
+  for (Row<T>* row = rows; row < rows + count; ++row) {
+    typename V::Vector max_s = V::load(row->s), max_t = V::load(row->t);
+    for (int64_t j = V::kLanes; j < row->keys; j += V::kLanes) {
+      max_s = V::larger(V::load(row->s + j), max_s);
+      max_t = V::larger(V::load(row->t + j), max_t);
+    }
+    row->largest_s = V::largest(max_s);
+    row->largest_t = V::largest(max_t);
   }
-  largest_s = V::largest(max_s);
-  largest_t = V::largest(max_t);
 }
 
 template <typename T>
@@ -77,64 +89,81 @@ VLKD_INLINE typename V::Vector exp(typename V::Vector x) {
 
 // Value (1/m) sum_j (p_j - t_j)^2, gradient (2/m) p_j (d_j - sum_k p_k d_k). The difference is taken between
 // exponentials over one denominator: d = (e_s - e_t (sum_s / sum_t)) / sum_s. It does not cancel as sum p^2 - 2 sum p t +
-// sum t^2 would, and equal rows give exactly 0, with or without a fused multiply-add.
+// sum t^2 would, and equal rows give exactly 0, with or without a fused multiply-add. Returns the sum of the values.
 template <typename V, typename T>
-VLKD_INLINE T mse_row(T* s, T* t, int64_t keys, int64_t visible, T factor, bool with_grad) {
+VLKD_INLINE double mse_rows(Row<T>* rows, int64_t count, T factor, bool with_grad) {
   using Vector = typename V::Vector;
-  T largest_s, largest_t;
-  largest_logits<V>(s, t, keys, largest_s, largest_t);
-  Vector sums_s{}, sums_t{};
-  for (int64_t j = 0; j < keys; j += V::kLanes) {
-    const Vector e_s = exp<V, T>(V::load(s + j) - largest_s), e_t = exp<V, T>(V::load(t + j) - largest_t);
-    V::store(s + j, e_s);
-    V::store(t + j, e_t);
-    sums_s += e_s;
-    sums_t += e_t;
+  find_largest<V>(rows, count);
+  for (Row<T>* row = rows; row < rows + count; ++row) {
+    Vector sums_s{}, sums_t{};
+    for (int64_t j = 0; j < row->keys; j += V::kLanes) {
+      const Vector e_s = exp<V, T>(V::load(row->s + j) - row->largest_s);
+      const Vector e_t = exp<V, T>(V::load(row->t + j) - row->largest_t);
+      V::store(row->s + j, e_s);
+      V::store(row->t + j, e_t);
+      sums_s += e_s;
+      sums_t += e_t;
+    }
+    row->sum_s = V::sum(sums_s);
+    row->sum_t = V::sum(sums_t);
   }
-  const T sum_s = V::sum(sums_s), inverse = T(1) / sum_s, ratio = sum_s / V::sum(sums_t);
-  Vector squares{}, products{};
-  for (int64_t j = 0; j < keys; j += V::kLanes) {
-    const Vector e_s = V::load(s + j), d = e_s - ratio * V::load(t + j);
-    V::store(t + j, d);
-    squares += d * d;
-    products += e_s * d;
+  double value = 0;
+  for (Row<T>* row = rows; row < rows + count; ++row) {
+    const T ratio = row->sum_s / row->sum_t;
+    Vector squares{}, products{};
+    for (int64_t j = 0; j < row->keys; j += V::kLanes) {
+      const Vector e_s = V::load(row->s + j), d = e_s - ratio * V::load(row->t + j);
+      V::store(row->t + j, d);
+      squares += d * d;
+      products += e_s * d;
+    }
+    value += V::sum(squares) / (row->sum_s * row->sum_s * static_cast<T>(row->visible));
+    row->product = V::sum(products);
   }
-  const T weight = inverse * inverse / static_cast<T>(visible);
-  if (with_grad) {
-    const T delta = V::sum(products) * inverse, scale = 2 * factor * weight;
-    for (int64_t j = 0; j < keys; j += V::kLanes) {
-      V::store(s + j, scale * V::load(s + j) * (V::load(t + j) - delta));
+  if (!with_grad) return value;
+  for (Row<T>* row = rows; row < rows + count; ++row) {
+    const T inverse = T(1) / row->sum_s, delta = row->product * inverse;
+    const T scale = 2 * factor * inverse * inverse / static_cast<T>(row->visible);
+    for (int64_t j = 0; j < row->keys; j += V::kLanes) {
+      V::store(row->s + j, scale * V::load(row->s + j) * (V::load(row->t + j) - delta));
     }
   }
-  return V::sum(squares) * weight;
+  return value;
 }
 
 // Value sum_j t_j (log t_j - log p_j), gradient p_j - t_j. Adding p_j - t_j, which sums to 0, leaves no term negative:
-// with x = log p - log t a term is t (e^x - 1 - x), from the series where x is small.
+// with x = log p - log t a term is t (e^x - 1 - x), from the series where x is small. Returns the sum of the values.
 template <typename V, typename T>
-VLKD_INLINE T kl_row(T* s, const T* t, int64_t keys, T factor) {
+VLKD_INLINE double kl_rows(Row<T>* rows, int64_t count, T factor) {
   using Vector = typename V::Vector;
-  T largest_s, largest_t;
-  largest_logits<V>(s, t, keys, largest_s, largest_t);
-  Vector sums_s{}, sums_t{};
-  for (int64_t j = 0; j < keys; j += V::kLanes) {
-    sums_s += exp<V, T>(V::load(s + j) - largest_s);
-    sums_t += exp<V, T>(V::load(t + j) - largest_t);
+  find_largest<V>(rows, count);
+  for (Row<T>* row = rows; row < rows + count; ++row) {
+    Vector sums_s{}, sums_t{};
+    for (int64_t j = 0; j < row->keys; j += V::kLanes) {
+      sums_s += exp<V, T>(V::load(row->s + j) - row->largest_s);
+      sums_t += exp<V, T>(V::load(row->t + j) - row->largest_t);
+    }
+    row->sum_s = V::sum(sums_s);
+    row->sum_t = V::sum(sums_t);
   }
-  const T log_sum_s = std::log(V::sum(sums_s)), log_sum_t = std::log(V::sum(sums_t));
   const Vector half = Vector{} + T(0.5), lowest = Vector{} + T(-1e30);
-  Vector values{};
-  for (int64_t j = 0; j < keys; j += V::kLanes) {
-    // The largest logit goes first, for the sum would round beside it. A hidden key's logits become equal, and finite, on
-    // both sides: its terms are 0 and its x is no NaN.
-    const Vector log_p = V::larger(V::load(s + j) - largest_s - log_sum_s, lowest);
-    const Vector log_t = V::larger(V::load(t + j) - largest_t - log_sum_t, lowest);
-    const Vector p = exp<V, T>(log_p), q = exp<V, T>(log_t), x = log_p - log_t;
-    const auto small = (x > -half) & (x < half);
-    values += small ? q * expm1_minus_x<Vector, T>(small ? x : Vector{}) : p - q - q * x;
-    V::store(s + j, factor * (p - q));
+  double value = 0;
+  for (Row<T>* row = rows; row < rows + count; ++row) {
+    const T log_sum_s = std::log(row->sum_s), log_sum_t = std::log(row->sum_t);
+    Vector values{};
+    for (int64_t j = 0; j < row->keys; j += V::kLanes) {
+      // The largest logit goes first, for the sum would round beside it. A hidden key's logits become equal, and finite, on
+      // both sides: its terms are 0 and its x is no NaN.
+      const Vector log_p = V::larger(V::load(row->s + j) - row->largest_s - log_sum_s, lowest);
+      const Vector log_t = V::larger(V::load(row->t + j) - row->largest_t - log_sum_t, lowest);
+      const Vector p = exp<V, T>(log_p), q = exp<V, T>(log_t), x = log_p - log_t;
+      const auto small = (x > -half) & (x < half);
+      values += small ? q * expm1_minus_x<Vector, T>(small ? x : Vector{}) : p - q - q * x;
+      V::store(row->s + j, factor * (p - q));
+    }
+    value += V::sum(values);
   }
-  return V::sum(values);
+  return value;
 }
 
 } // namespace

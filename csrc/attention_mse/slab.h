@@ -15,6 +15,7 @@ namespace vlkd {
 namespace {
 
 constexpr int64_t kTileRows = 64;         // R, where the tile fits
+constexpr int64_t kRowsTogether = 4;      // that go through rows.h at a time
 constexpr int64_t kTileEntries = 1 << 15; // of one map: 128 KiB in float32
 
 // A [B, heads, rows, D] input, read through its strides.
@@ -88,19 +89,20 @@ struct Problem {
   }
 };
 
-// Asks for row `row` of one query head's inputs, which are needed soon.
+// Asks for rows [first, first + count) of one query head's inputs, which are needed soon.
 template <typename T>
-VLKD_INLINE void prefetch(const Problem<T>& p, int64_t b, int64_t h, int64_t row) {
-  const auto ask = [&](const Operand& x, int64_t head) __attribute__((always_inline)) {
-    const int64_t size = c10::elementSize(x.type), offset = b * x.strides[0] + head * x.strides[1] + row * x.strides[2];
-    const char* data = static_cast<const char*>(x.data) + size * offset;
-    for (int64_t byte = 0; byte < size * x.width; byte += 64) __builtin_prefetch(data + byte, 0, 2);
+VLKD_INLINE void prefetch(const Problem<T>& p, int64_t b, int64_t h, int64_t first, int64_t count) {
+  const auto ask = [&](const Operand& x, int64_t head, int64_t end) __attribute__((always_inline)) {
+    const int64_t size = c10::elementSize(x.type), offset = b * x.strides[0] + head * x.strides[1];
+    for (int64_t row = first; row < end; ++row) {
+      const char* data = static_cast<const char*>(x.data) + size * (offset + row * x.strides[2]);
+      for (int64_t byte = 0; byte < size * x.width; byte += 64) __builtin_prefetch(data + byte, 0, 2);
+    }
   };
-  ask(p.q_s, h);
-  ask(p.q_t, h);
-  if (row >= p.keys) return;
-  ask(p.k_s, h / p.group_s);
-  ask(p.k_t, h / p.group_t);
+  ask(p.q_s, h, first + count);
+  ask(p.q_t, h, first + count);
+  ask(p.k_s, h / p.group_s, std::min(first + count, p.keys));
+  ask(p.k_t, h / p.group_t, std::min(first + count, p.keys));
 }
 
 // Tiles [begin, end) of a key head's group_s * tiles ones, head after head, and what came of them.
@@ -149,7 +151,7 @@ class Workspace {
       grad_q = take(rows * width);
       grad_k = take(keys * width);
     }
-    mask = reinterpret_cast<bool*>(take(p.keys));
+    mask = reinterpret_cast<bool*>(take(p.keys * kRowsTogether / sizeof(T) + 1));
     return used;
   }
 
@@ -158,30 +160,36 @@ class Workspace {
   T *down_k = nullptr, *down_q = nullptr;                           // the student's keys and queries, panels of [M or R, D_s]
   T *s = nullptr, *t = nullptr;                                     // the maps, [R, M]
   T *grad_q = nullptr, *grad_k = nullptr;                           // [R, D_s], [M, D_s]
-  bool* mask = nullptr;                                             // [M]
+  bool* mask = nullptr;                                             // [kRowsTogether, M]
 };
 
+// Rows [first, first + count) of one head, which lie at `s` and `t`, `stride` apart: from logits to their gradient.
 template <typename T, typename Isa>
-VLKD_INLINE void work_on_row(
-    const Problem<T>& p, Slab<T>& slab, bool* scratch, T* s, T* t, int64_t b, int64_t h, int64_t i, int64_t padded_keys) {
+VLKD_INLINE void work_on_rows(
+    const Problem<T>& p, Slab<T>& slab, bool* scratch, T* s, T* t, int64_t stride, int64_t b, int64_t h, int64_t first,
+    int64_t count, int64_t padded_keys) {
   using V = Simd<T, Isa>;
-  const int64_t keys = p.visibility.causal ? std::min(p.keys, i + 1) : p.keys;
-  const bool* mask = p.visibility.row_mask(b, h, i, keys, scratch);
-  bool counts = p.visibility.row_counts(b, i);
-  int64_t visible = keys;
-  if (counts && mask != nullptr) {
-    visible = hide(s, t, mask, keys);
-    counts = visible > 0;
+  Row<T> rows[kRowsTogether];
+  int64_t counted = 0;
+  for (int64_t r = 0; r < count; ++r, s += stride, t += stride) {
+    const int64_t i = first + r, keys = p.visibility.causal ? std::min(p.keys, i + 1) : p.keys;
+    const bool* mask = p.visibility.row_mask(b, h, i, keys, scratch + r * p.keys);
+    const int64_t visible = !p.visibility.row_counts(b, i) ? 0 : mask == nullptr ? keys : hide(s, t, mask, keys);
+    if (visible > 0) {
+      std::fill(s + keys, s + V::padded(keys), kMinusInfinity<T>);
+      std::fill(t + keys, t + V::padded(keys), kMinusInfinity<T>);
+      rows[counted++] = {s, t, mask, keys, visible};
+    } else if (p.with_grad) {
+      std::fill_n(s, padded_keys, T(0));
+    }
   }
-  if (counts) {
-    std::fill(s + keys, s + V::padded(keys), kMinusInfinity<T>);
-    std::fill(t + keys, t + V::padded(keys), kMinusInfinity<T>);
-    slab.loss += p.kl ? kl_row<V>(s, t, keys, p.scale_s) : mse_row<V>(s, t, keys, visible, p.scale_s, p.with_grad);
-    ++slab.count;
-  }
+  slab.count += counted;
+  slab.loss += p.kl ? kl_rows<V>(rows, counted, p.scale_s) : mse_rows<V>(rows, counted, p.scale_s, p.with_grad);
   if (!p.with_grad) return;
-  if (counts && mask != nullptr) clear(s, mask, keys);
-  std::fill(counts ? s + keys : s, s + padded_keys, T(0));
+  for (const Row<T>* row = rows; row < rows + counted; ++row) {
+    if (row->mask != nullptr) clear(row->s, row->mask, row->keys);
+    std::fill(row->s + row->keys, row->s + padded_keys, T(0));
+  }
 }
 
 // A tile's gradient as the operand of two products, A of dQ = scale g K and A of dK = scale g^T Q.
@@ -249,10 +257,12 @@ VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspac
     G::multiply(memory.s, all_keys, q_s.data, q_s.stride, 1, across_s, rows, keys, entries_s, p.scale_s, false);
     G::multiply(memory.t, all_keys, q_t.data, q_t.stride, 1, across_t, rows, keys, entries_t, p.scale_t, false);
     const int64_t next = b * p.heads + h + 1; // its inputs come while this head's rows are worked on
-    for (int64_t r = 0; r < rows; ++r) {
-      if (next < p.batch * p.heads) prefetch(p, next / p.heads, next % p.heads, first + r);
-      work_on_row<T, Isa>(
-          p, slab, memory.mask, memory.s + r * all_keys, memory.t + r * all_keys, b, h, first + r, G::padded(keys));
+    for (int64_t r = 0; r < rows; r += kRowsTogether) {
+      const int64_t count = std::min(kRowsTogether, rows - r);
+      if (next < p.batch * p.heads) prefetch(p, next / p.heads, next % p.heads, first + r, count);
+      work_on_rows<T, Isa>(
+          p, slab, memory.mask, memory.s + r * all_keys, memory.t + r * all_keys, all_keys, b, h, first + r, count,
+          G::padded(keys));
     }
     if (!p.with_grad) continue;
     Gradient<Entry> g;
