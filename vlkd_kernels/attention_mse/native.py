@@ -2,6 +2,8 @@
 
 Each thread takes tiles of at most 64 query rows through scores, loss and gradients while they are in its cache; besides
 inputs and gradients it holds some rows of the maps (at most 128 KiB each) and copies of one head's keys.
+bfloat16 inputs are multiplied in bfloat16 where the processor can (AVX-512 BF16), with sums in float32; the gradient of
+the logits is then rounded to bfloat16 once. Everything else is computed in float32, float64 for float64.
 Shapes: B batch, H heads, L queries, M keys, D head width.
 """
 
