@@ -5,20 +5,20 @@
 // the shapes alone, so that the bits of a result do not depend on the number of threads. A slab multiplies tiles in registers
 // (common/gemm.h) and turns the two maps' rows into the loss and its gradient while they are in the cache (rows.h).
 
+#include "../common/instruction_set.h"
 #include "../common/tensors.h"
 #include "arguments.h"
 #include "slab.h"
 
-#include <ATen/Version.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sum.h>
 #include <torch/library.h>
 
 #include <optional>
-#include <string>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace vlkd {
@@ -72,26 +72,21 @@ VLKD_AVX512 void work_avx512_bf16(const Problem<float>& problem, Slab<float>* be
 }
 #endif
 
-// As torch itself chooses (AVX512 is F, BW, DQ and VL with it, AVX2 has FMA), so ATEN_CPU_CAPABILITY holds here too.
 template <typename T>
 Code<T> code(const Problem<T>& p) {
-#ifdef VLKD_AVX512
-  static const std::string capability = at::get_cpu_capability();
-  if (capability.rfind("AVX512", 0) == 0) {
+  [[maybe_unused]] const InstructionSet best = instruction_set();
 #ifdef VLKD_AVX512_BF16
-    if constexpr (std::is_same_v<T, float>) {
-      static const bool multiplies_bf16 = __builtin_cpu_supports("avx512bf16");
-      const auto is_bf16 = [](const Operand& x) { return x.type == at::kBFloat16; };
-      if (multiplies_bf16 && is_bf16(p.q_s) && is_bf16(p.k_s) && is_bf16(p.q_t) && is_bf16(p.k_t)) {
-        return {work_avx512_bf16, Workspace<T>::template size<Bf16Pair, Avx512Bf16>};
-      }
+  if constexpr (std::is_same_v<T, float>) {
+    const auto is_bf16 = [](const Operand& x) { return x.type == at::kBFloat16; };
+    const bool all_bf16 = is_bf16(p.q_s) && is_bf16(p.k_s) && is_bf16(p.q_t) && is_bf16(p.k_t);
+    if (best >= InstructionSet::kAvx512Bf16 && all_bf16) {
+      return {work_avx512_bf16, Workspace<T>::template size<Bf16Pair, Avx512Bf16>};
     }
+  }
 #endif
-    return {work_avx512<T>, Workspace<T>::template size<T, Avx512>};
-  }
-  if (capability == "AVX2") {
-    return {work_avx2<T>, Workspace<T>::template size<T, Avx2>};
-  }
+#ifdef VLKD_AVX512
+  if (best >= InstructionSet::kAvx512) return {work_avx512<T>, Workspace<T>::template size<T, Avx512>};
+  if (best >= InstructionSet::kAvx2) return {work_avx2<T>, Workspace<T>::template size<T, Avx2>};
 #endif
   return {work_baseline<T>, Workspace<T>::template size<T, Baseline>};
 }

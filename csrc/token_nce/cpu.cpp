@@ -8,93 +8,120 @@
 //   dL/dtau = -sum_k w_k (s.q_k - s.t) / ((w_0 + W) tau^2),
 // which is attention with the queue as keys and as values. No negative gives W = 0, so loss and gradient are exactly 0.
 
+#include "../common/instruction_set.h"
 #include "../common/tensors.h"
-#include "rows.h"
+#include "sweep.h"
 
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include <limits>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace vlkd {
 namespace {
 
-constexpr int64_t kNegatives = 1024;      // J
-constexpr int64_t kTokensPerThread = 128; // C for one thread: 128 x 1024 float32 similarities take 512 KiB
-constexpr int64_t kMostTokens = 2048;     // 8 MiB
-constexpr double kEps = 1e-12;            // the smallest norm that a row is divided by
-
-// 1 / max(norm, eps) of every row of x [rows, E], or ones.
+// The steps' code for one instruction set, and the type of the rows that it multiplies.
 template <typename T>
-at::Tensor inverse_norms(const at::Tensor& x, bool normalize) {
-  at::Tensor result = at::ones({x.size(0)}, x.options());
-  if (normalize) {
-    const T* rows = x.const_data_ptr<T>();
-    T* out = result.mutable_data_ptr<T>();
-    const int64_t width = x.size(1);
-    at::parallel_for(0, x.size(0), grain(width), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const T* row = rows + i * width;
-        out[i] = T(1) / std::max(std::sqrt(dot(row, row, width)), static_cast<T>(kEps));
-      }
-    });
+struct Code {
+  void (*work)(Step, const Job<T>&, int64_t begin, int64_t end, T* memory);
+  at::ScalarType rows;
+};
+
+template <typename T>
+void work_baseline(Step step, const Job<T>& job, int64_t begin, int64_t end, T* memory) {
+  work_with<T, Baseline>(step, job, begin, end, memory);
+}
+
+#ifdef VLKD_AVX512
+template <typename T>
+VLKD_AVX2 void work_avx2(Step step, const Job<T>& job, int64_t begin, int64_t end, T* memory) {
+  work_with<T, Avx2>(step, job, begin, end, memory);
+}
+
+template <typename T>
+VLKD_AVX512 void work_avx512(Step step, const Job<T>& job, int64_t begin, int64_t end, T* memory) {
+  work_with<T, Avx512>(step, job, begin, end, memory);
+}
+#endif
+
+#ifdef VLKD_AVX512_BF16
+VLKD_AVX512 void work_avx512_bf16(Step step, const Job<float>& job, int64_t begin, int64_t end, float* memory) {
+  work_with<Bf16Pair, Avx512Bf16>(step, job, begin, end, memory);
+}
+#endif
+
+// `paired`: all rows are bfloat16, and of an even width.
+template <typename T>
+Code<T> code([[maybe_unused]] bool paired) {
+  constexpr at::ScalarType kType = c10::CppTypeToScalarType<T>::value;
+  [[maybe_unused]] const InstructionSet best = instruction_set();
+#ifdef VLKD_AVX512_BF16
+  if constexpr (std::is_same_v<T, float>) {
+    if (paired && best >= InstructionSet::kAvx512Bf16) return {work_avx512_bf16, at::kBFloat16};
   }
-  return result;
+#endif
+#ifdef VLKD_AVX512
+  if (best >= InstructionSet::kAvx512) return {work_avx512<T>, kType};
+  if (best >= InstructionSet::kAvx2) return {work_avx2<T>, kType};
+#endif
+  return {work_baseline<T>, kType};
 }
 
 template <typename T>
 class TokenNce {
  public:
-  // h_s, h_t [N, E] contiguous, of type T, the counted tokens alone; token_ids [N] or undefined.
-  TokenNce(at::Tensor h_s, at::Tensor h_t, at::Tensor token_ids, double temperature, bool normalize, bool with_grad)
-      : h_s_(std::move(h_s)),
+  // h_s, h_t [N, E] contiguous, of the code's type, the counted tokens alone; token_ids [N] or undefined.
+  TokenNce(
+      Code<T> code, at::Tensor h_s, at::Tensor h_t, at::Tensor token_ids, double temperature, bool normalize, bool with_grad)
+      : code_(code),
+        h_s_(std::move(h_s)),
         h_t_(std::move(h_t)),
         token_ids_(std::move(token_ids)),
         temperature_(temperature),
-        normalize_(normalize),
-        tokens_(h_s_.size(0)),
-        width_(h_s_.size(1)),
-        inverse_s_(inverse_norms<T>(h_s_, normalize)),
-        inverse_t_(inverse_norms<T>(h_t_, normalize)),
-        states_(tokens_) {
-    if (with_grad) gradient_ = at::zeros_like(h_s_);
-    const T *s = h_s_.template const_data_ptr<T>(), *t = h_t_.template const_data_ptr<T>();
-    const T *inverse_s = inverse_s_.template const_data_ptr<T>(), *inverse_t = inverse_t_.template const_data_ptr<T>();
-    at::parallel_for(0, tokens_, grain(width_), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        states_[i].positive = dot(s + i * width_, t + i * width_, width_) * inverse_s[i] * inverse_t[i];
-        states_[i].maximum = states_[i].positive / temperature_;
-      }
-    });
+        options_(h_s_.options().dtype(c10::CppTypeToScalarType<T>::value)),
+        states_(h_s_.size(0)) {
+    Tokens<T>& tokens = job_.tokens;
+    tokens.count = h_s_.size(0);
+    tokens.width = h_s_.size(1);
+    inverse_norms_ = at::empty({2, tokens.count}, options_);
+    tokens.h_s = h_s_.const_data_ptr();
+    tokens.h_t = h_t_.const_data_ptr();
+    tokens.ids = token_ids_.defined() ? token_ids_.const_data_ptr<int64_t>() : nullptr;
+    tokens.inverse_temperature = static_cast<T>(1 / temperature);
+    tokens.normalize = normalize;
+    tokens.inverse_s = inverse_norms_.template mutable_data_ptr<T>();
+    tokens.inverse_t = tokens.inverse_s + tokens.count;
+    tokens.states = states_.data();
+    if (with_grad) {
+      gradient_ = at::zeros({padded(tokens.count), padded(tokens.width)}, options_);
+      tokens.gradient = gradient_.template mutable_data_ptr<T>();
+    }
+    const int64_t threads = at::get_num_threads(), share = padded((tokens.count + threads - 1) / threads);
+    job_.chunk = std::clamp(share, kPadding, kChunk);
+    parallel(Step::kBegin, tokens.count, tokens.width);
   }
 
   // Compares every token with the queue's rows, [K, E] of any type, ids [K] or undefined.
   void against_queue(const at::Tensor& rows, const at::Tensor& ids, bool normalize) {
-    for (int64_t first = 0; first < rows.size(0); first += kNegatives) {
-      const int64_t count = std::min(kNegatives, rows.size(0) - first);
-      const at::Tensor block = rows.narrow(0, first, count).to(h_s_.scalar_type()).contiguous();
-      const at::Tensor inverse = inverse_norms<T>(block, normalize);
-      sweep(
-          block, {inverse.template const_data_ptr<T>(), ids.defined() ? ids.const_data_ptr<int64_t>() + first : nullptr,
-                  count, -1});
+    for (int64_t first = 0; first < rows.size(0); first += kCandidates) {
+      const int64_t count = std::min(kCandidates, rows.size(0) - first);
+      const at::Tensor block = rows.narrow(0, first, count).to(code_.rows).contiguous();
+      compare(block, ids.defined() ? ids.const_data_ptr<int64_t>() + first : nullptr, -1, normalize);
     }
   }
 
   // Compares every token with the teacher's rows of the others.
   void against_each_other() {
-    for (int64_t first = 0; first < tokens_; first += kNegatives) {
-      const int64_t count = std::min(kNegatives, tokens_ - first);
-      const T* inverse = inverse_t_.template const_data_ptr<T>() + first;
-      const int64_t* ids = token_ids_.defined() ? token_ids_.const_data_ptr<int64_t>() + first : nullptr;
-      sweep(h_t_.narrow(0, first, count), {inverse, ids, count, first});
+    for (int64_t first = 0; first < job_.tokens.count; first += kCandidates) {
+      const int64_t count = std::min(kCandidates, job_.tokens.count - first);
+      const int64_t* ids = job_.tokens.ids == nullptr ? nullptr : job_.tokens.ids + first;
+      compare(h_t_.narrow(0, first, count), ids, first, job_.tokens.normalize);
     }
   }
 
@@ -102,92 +129,63 @@ class TokenNce {
     double loss = 0, grad_temperature = 0, positive = 0, negative = 0, top = 0;
   };
 
-  // The sums over the tokens; the gradient becomes that of the loss sum, for h_s.
+  // The sums over the tokens, in one order, whatever the threads did; the gradient becomes that of the loss sum, for h_s.
   Totals finish() {
-    std::vector<Totals> each(tokens_);
-    at::parallel_for(0, tokens_, grain(width_), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) each[i] = finish_token(i);
-    });
+    if (gradient_.defined()) parallel(Step::kFinish, job_.tokens.count, job_.tokens.width);
     Totals sum;
-    for (const Totals& one : each) { // in one order, whatever the threads did
-      sum.loss += one.loss;
-      sum.grad_temperature += one.grad_temperature;
-      sum.positive += one.positive;
-      sum.negative += one.negative;
-      sum.top += one.top;
+    for (const TokenState& state : states_) {
+      const double distance = (state.maximum - state.positive) / temperature_; // of the positive's logit from the largest
+      const double own = std::exp(-distance), total = own + state.weights;     // own: w_0
+      // log1p while the positive dominates, so that a small loss keeps its digits; the logs where w_0 may vanish
+      sum.loss += state.weights <= own ? std::log1p(state.weights / own) : distance + std::log(total);
+      sum.grad_temperature -= state.differences / (total * temperature_ * temperature_);
+      sum.positive += state.positive;
+      sum.negative += state.negatives > 0 ? state.similarities / static_cast<double>(state.negatives) : 0;
+      sum.top += state.top ? 1 : 0;
     }
     return sum;
   }
 
-  const at::Tensor& gradient() const { return gradient_; }
+  at::Tensor gradient() const {
+    return gradient_.narrow(0, 0, job_.tokens.count).narrow(1, 0, job_.tokens.width).contiguous();
+  }
 
  private:
-  void sweep(const at::Tensor& rows, Candidates<T> candidates) {
-    const int64_t most = std::min({kMostTokens, kTokensPerThread * at::get_num_threads(), tokens_});
-    const at::Tensor similarities = at::empty({most, candidates.count}, h_s_.options());
-    for (int64_t first = 0; first < tokens_; first += most) {
-      const int64_t count = std::min(most, tokens_ - first);
-      at::Tensor part = similarities.narrow(0, 0, count);
-      at::mm_out(part, h_s_.narrow(0, first, count), rows.t());
-      Block<T> block{};
-      block.similarities = part.template mutable_data_ptr<T>();
-      block.inverse_norms = inverse_s_.template const_data_ptr<T>() + first;
-      block.ids = token_ids_.defined() ? token_ids_.const_data_ptr<int64_t>() + first : nullptr;
-      block.states = states_.data() + first;
-      block.first_token = first;
-      block.width = width_;
-      block.inverse_temperature = 1 / temperature_;
-      block.candidates = candidates;
-      at::Tensor gradient;
-      if (gradient_.defined()) {
-        gradient = gradient_.narrow(0, first, count);
-        block.gradient = gradient.template mutable_data_ptr<T>();
-      }
-      at::parallel_for(
-          0, count, grain(candidates.count), [&](int64_t begin, int64_t end) { weigh_rows(block, begin, end); });
-      if (gradient.defined()) at::addmm_out(gradient, gradient, part, rows);
-    }
+  // Runs a step over [0, count), each of which is worth `work` elements, without memory of its own.
+  void parallel(Step step, int64_t count, int64_t work) {
+    at::parallel_for(
+        0, count, grain(work), [&](int64_t begin, int64_t end) { code_.work(step, job_, begin, end, nullptr); });
   }
 
-  Totals finish_token(int64_t i) {
-    const TokenState& state = states_[i];
-    const double logit = state.positive / temperature_;
-    const double own = std::exp(logit - state.maximum); // w_0
-    const double total = own + state.weights;
-    Totals result;
-    // log1p while the positive dominates, so that a small loss keeps its digits; the logs where w_0 may vanish
-    result.loss = state.weights <= own ? std::log1p(state.weights / own) : state.maximum - logit + std::log(total);
-    result.grad_temperature = -state.differences / (total * temperature_ * temperature_);
-    result.positive = state.positive;
-    result.negative = state.negatives > 0 ? state.similarities / static_cast<double>(state.negatives) : 0;
-    result.top = state.top ? 1 : 0;
-    if (gradient_.defined()) finish_gradient(i, state.weights, total);
-    return result;
+  void compare(const at::Tensor& rows, const int64_t* ids, int64_t first_token, bool normalize) {
+    const Tokens<T>& tokens = job_.tokens;
+    if (tokens.count == 0) return;
+    const int64_t count = rows.size(0), row = padded(count);
+    const int64_t across = row * tokens.width, down = tokens.gradient == nullptr ? 0 : count * padded(tokens.width);
+    if (packed_.numel() < row + across + down) packed_ = at::empty({row + across + down}, options_);
+    T* packed = packed_.template mutable_data_ptr<T>();
+    job_.candidates = {rows.const_data_ptr(), ids, count, first_token, normalize, packed, packed + row, packed + row + across};
+    const int64_t all_strips = strips(count) + (tokens.gradient == nullptr ? 0 : strips(tokens.width));
+    parallel(Step::kPack, all_strips, kStrip * tokens.width);
+
+    const int64_t chunks = (tokens.count + job_.chunk - 1) / job_.chunk, memory = job_.chunk * (row + padded(tokens.width));
+    const int64_t threads = std::min<int64_t>(at::get_num_threads(), chunks);
+    if (workspace_.numel() < threads * memory) workspace_ = at::empty({threads * memory}, options_);
+    at::parallel_for(0, chunks, grain(job_.chunk * count * tokens.width), [&](int64_t begin, int64_t end) {
+      T* own = workspace_.template mutable_data_ptr<T>() + at::get_thread_num() * memory;
+      code_.work(Step::kCompare, job_, begin, end, own);
+    });
   }
 
-  void finish_gradient(int64_t i, double weights, double total) {
-    T* __restrict g = gradient_.template mutable_data_ptr<T>() + i * width_;
-    const T *s = h_s_.template const_data_ptr<T>() + i * width_, *t = h_t_.template const_data_ptr<T>() + i * width_;
-    const T inverse_s = inverse_s_.template const_data_ptr<T>()[i],
-            inverse_t = inverse_t_.template const_data_ptr<T>()[i];
-    const T scale = static_cast<T>(1 / (total * temperature_)), pull = static_cast<T>(weights) * inverse_t;
-#pragma omp simd
-    for (int64_t e = 0; e < width_; ++e) g[e] = (g[e] - pull * t[e]) * scale;
-    if (!normalize_) return;
-    // through s = h / max(|h|, eps): the part along s vanishes, unless the norm was clamped
-    const bool clamped = inverse_s >= static_cast<T>(1 / kEps);
-    const T along = clamped ? T(0) : dot(g, s, width_) * inverse_s * inverse_s;
-#pragma omp simd
-    for (int64_t e = 0; e < width_; ++e) g[e] = (g[e] - along * s[e]) * inverse_s;
-  }
-
+  const Code<T> code_;
   const at::Tensor h_s_, h_t_, token_ids_;
   const double temperature_;
-  const bool normalize_;
-  const int64_t tokens_, width_;
-  const at::Tensor inverse_s_, inverse_t_;
+  const at::TensorOptions options_; // of sums
   std::vector<TokenState> states_;
-  at::Tensor gradient_; // [N, E], or undefined
+  Job<T> job_{};
+  at::Tensor inverse_norms_;        // [2, N]
+  at::Tensor packed_, workspace_;   // of the blocks of candidates, and of the threads
+  at::Tensor gradient_;             // [padded(N), padded(E)], or undefined
 };
 
 struct Arguments {
@@ -224,14 +222,17 @@ Outputs run(const Arguments& a) {
   std::optional<at::Tensor> kept;
   if (a.token_mask.has_value()) kept = a.token_mask->nonzero().squeeze(1);
   const auto counted = [&](const at::Tensor& x) { return kept.has_value() ? x.index_select(0, *kept) : x; };
-  const auto rows = [&](const at::Tensor& x) { return counted(x).to(options.dtype()).contiguous(); };
+  const auto is_bf16 = [](const at::Tensor& x) { return x.scalar_type() == at::kBFloat16; };
+  const Code<T> code =
+      vlkd::code<T>(is_bf16(a.h_s) && is_bf16(a.h_t) && is_bf16(a.negatives) && a.h_s.size(1) % 2 == 0);
+  const auto rows = [&](const at::Tensor& x) { return counted(x).to(code.rows).contiguous(); };
   const int64_t filled = a.fill.has_value() ? a.fill->item<int64_t>() : a.negatives.size(0);
   TORCH_CHECK(
       0 <= filled && filled <= a.negatives.size(0), "token_nce: fill must lie in 0..", a.negatives.size(0), ", got ",
       filled);
 
   TokenNce<T> nce(
-      rows(a.h_s), rows(a.h_t), a.token_ids.has_value() ? counted(*a.token_ids).contiguous() : at::Tensor(),
+      code, rows(a.h_s), rows(a.h_t), a.token_ids.has_value() ? counted(*a.token_ids).contiguous() : at::Tensor(),
       a.temperature, a.normalize, a.with_grad);
   nce.against_queue(
       a.negatives.narrow(0, 0, filled), a.negative_ids.has_value() ? a.negative_ids->contiguous() : at::Tensor(),
@@ -240,9 +241,7 @@ Outputs run(const Arguments& a) {
   const auto totals = nce.finish();
 
   at::Tensor grad_h = a.with_grad ? nce.gradient() : at::empty({0}, options);
-  if (a.with_grad && kept.has_value()) {
-    grad_h = at::zeros(a.h_s.sizes(), options).index_copy_(0, *kept, nce.gradient());
-  }
+  if (a.with_grad && kept.has_value()) grad_h = at::zeros(a.h_s.sizes(), options).index_copy_(0, *kept, grad_h);
   at::Tensor stats = at::empty({3}, options.dtype(at::kFloat));
   float* sums = stats.mutable_data_ptr<float>();
   sums[0] = static_cast<float>(totals.positive);
@@ -272,7 +271,8 @@ Outputs token_nce_cpu(
   TORCH_CHECK(
       temperature.has_value() != temperature_tensor.has_value(),
       "token_nce: give temperature or temperature_tensor, one of the two");
-  const double tau = temperature.has_value() ? *temperature : temperature_tensor->item<double>();
+  double tau = temperature.has_value() ? *temperature : temperature_tensor->item<double>();
+  if (!(tau > 0)) tau = std::numeric_limits<double>::quiet_NaN(); // has no meaning, and all results say so
   const Arguments arguments{h_s, h_t,       negatives,           fill,     negative_ids, token_mask, token_ids,
                             tau, normalize, normalize_negatives, in_batch, with_grad};
   check(arguments);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +16,16 @@ needs_extension = pytest.mark.skipif(extension.load() is None, reason=f"no exten
 
 # Error allowed above that of plain PyTorch in the same dtype, relative to the largest true value. The operators
 # accumulate in float32 whatever the inputs' dtype, so bfloat16 inputs (exact in the truth) get float32's slack, about
-# 16 roundings.
+# 16 roundings. What a processor's bfloat16 units round is allowed for entry by entry (`moved`).
 SLACK = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
 DTYPES = list(SLACK)
+
+
+def processor_flags() -> str:
+    """What this processor can do and torch may use, as Linux tells it."""
+    information = Path("/proc/cpuinfo")
+    usable = information.exists() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return information.read_text() if usable else ""
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from native_cases import DTYPES, assert_true_to, attention_inputs, needs_extension, poisoned_memory  # noqa: F401
+from native_cases import DTYPES, assert_true_to, attention_inputs, needs_extension, poisoned_memory, processor_flags  # noqa: F401
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -14,13 +12,6 @@ from vlkd_kernels.attention_mse import native as attention
 from vlkd_kernels.attention_mse import reference
 
 pytestmark = [needs_extension, pytest.mark.usefixtures("poisoned_memory")]
-
-
-def processor_flags() -> str:
-    """What this processor can do and torch may use, as Linux tells it."""
-    information = Path("/proc/cpuinfo")
-    usable = information.exists() and "AVX512" in torch.backends.cpu.get_cpu_capability()
-    return information.read_text() if usable else ""
 
 
 def attention_truth(tensors: list, dtype: torch.dtype, options: dict) -> list[Tensor]:

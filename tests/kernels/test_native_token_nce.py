@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from native_cases import DTYPES, assert_true_to, nce_inputs, needs_extension, poisoned_memory  # noqa: F401
+import torch.nn.functional as F
+from native_cases import DTYPES, assert_true_to, nce_inputs, needs_extension, poisoned_memory, processor_flags  # noqa: F401
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -23,6 +24,28 @@ def nce_truth(h_s: Tensor, h_t: Tensor, negatives: Tensor, dtype: torch.dtype, o
     h_s.requires_grad_()
     loss, count = reference.loss(h_s, h_t, negatives, tau, **{k: v for k, v in options.items() if k != "temperature"})
     return [loss.detach(), count.detach(), *torch.autograd.grad(loss, (h_s, tau))]
+
+
+def moved_by_rounding(h_s: Tensor, h_t: Tensor, negatives: Tensor, options: dict) -> Tensor | float:
+    """The most by which the gradient moves when every negative's weight is rounded to bfloat16, by 2⁻⁸ of itself.
+
+    Inputs all in bfloat16 are multiplied by the processor's bfloat16 units where it has them, and they take it so.
+    """
+    if any(x.dtype != torch.bfloat16 for x in (h_s, h_t, negatives)):
+        return 0.0
+    assert all(options[name] is None for name in ("fill", "negative_ids", "token_mask", "token_ids"))
+    s, t, q = (x.double() for x in (h_s, h_t, negatives))
+    unit_s, unit_t = (F.normalize(x, dim=-1) if options["normalize"] else x for x in (s, t))
+    others = F.normalize(q, dim=-1) if options["normalize_negatives"] else q
+    logits = torch.cat([(unit_s * unit_t).sum(-1, keepdim=True), unit_s @ others.mT], 1)
+    if options["in_batch"]:
+        each_other = (unit_s @ unit_t.mT).fill_diagonal_(-math.inf)
+        logits, others = torch.cat([logits, each_other], 1), torch.cat([others, unit_t])
+    weights = (logits / options["temperature"]).softmax(-1)[:, 1:]
+    moved = 2**-8 * weights @ others.abs() / options["temperature"]
+    if not options["normalize"]:
+        return moved
+    return (moved + unit_s.abs() * (unit_s.abs() * moved).sum(-1, keepdim=True)) / s.norm(dim=-1, keepdim=True)
 
 
 def check_nce(h_s: Tensor, h_t: Tensor, negatives: Tensor, **options: object) -> None:
@@ -44,8 +67,9 @@ def check_nce(h_s: Tensor, h_t: Tensor, negatives: Tensor, **options: object) ->
     got = nce.forward(h_s, h_t, negatives, *arguments, True)
     truth = nce_truth(h_s, h_t, negatives, torch.float64, given)
     naive = nce_truth(h_s, h_t, negatives, h_s.dtype, given)
-    for true, value, plain in zip(truth, got[:4], naive, strict=True):
-        assert_true_to(true, value, plain, h_s.dtype)
+    moved = (0.0, 0.0, moved_by_rounding(h_s, h_t, negatives, given), 0.0)
+    for true, value, plain, bound in zip(truth, got[:4], naive, moved, strict=True):
+        assert_true_to(true, value, plain, h_s.dtype, bound)
     stats = reference.forward(*(x.double() for x in (h_s, h_t, negatives)), *arguments, True)[4]
     torch.testing.assert_close(got[4], stats, rtol=1e-5, atol=1e-5)
     without = nce.forward(h_s, h_t, negatives, *arguments, False)
@@ -79,6 +103,38 @@ def test_nce_matches_truth_with_ids_masks_and_fill(temperature: float | Tensor, 
 def test_nce_matches_truth_in_every_shape(n: int, k: int, e: int) -> None:
     check_nce(*nce_inputs(n, k, e), temperature=0.1, normalize_negatives=False)
     check_nce(*nce_inputs(n, k, e), in_batch=True, token_ids=torch.arange(n) % 7, negative_ids=torch.arange(k) % 7)
+
+
+@pytest.mark.parametrize(("n", "k", "e"), [(1, 1, 2), (1, 1031, 6), (300, 1100, 24), (65, 3, 7), (3, 513, 64)])
+def test_nce_multiplies_bfloat16_of_every_shape(n: int, k: int, e: int) -> None:
+    """Its numbers are taken in pairs, which an odd width or number of candidates breaks up."""
+    inputs = nce_inputs(n, k, e, torch.bfloat16)
+    check_nce(*inputs, temperature=0.1, normalize_negatives=False)
+    check_nce(*inputs, temperature=0.03, in_batch=True)
+    check_nce(*(x.mT.contiguous().mT for x in inputs), temperature=0.1)
+
+
+@pytest.mark.skipif("avx512_bf16" not in processor_flags(), reason="no bfloat16 units")
+def test_nce_uses_the_bfloat16_units() -> None:
+    arguments = (None, None, None, None, 0.07, None, True, True, False, True)
+    inputs = nce_inputs(40, 70, 32, torch.bfloat16)
+    units, converted = (nce.forward(*rows, *arguments) for rows in (inputs, [x.float() for x in inputs]))
+    assert abs(units[0] / converted[0] - 1) < 1e-6
+    assert not torch.equal(units[2], converted[2])
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, math.nan])
+def test_nce_without_a_meaningful_temperature_is_nan(temperature: float) -> None:
+    arguments = (None, None, None, None, None, torch.tensor(temperature), True, True, False, True)
+    loss, count, grad, grad_temperature, _ = nce.forward(*nce_inputs(5, 9, 8), *arguments)
+    assert loss.isnan() and grad_temperature.isnan() and grad.isnan().all() and count == 5
+
+
+def test_nce_of_a_broken_token_is_nan() -> None:
+    h_s, h_t, negatives = nce_inputs(5, 9, 8)
+    h_s[2, 3] = math.nan
+    loss, _, grad, _, _ = nce.forward(h_s, h_t, negatives, None, None, None, None, 0.07, None, True, True, False, True)
+    assert loss.isnan() and grad[2].isnan().all() and grad[[0, 1, 3, 4]].isfinite().all()
 
 
 @pytest.mark.parametrize("filled", [0, 1, 31])

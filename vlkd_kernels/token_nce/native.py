@@ -1,7 +1,9 @@
 """`token_nce` in the compiled extension: C++ for CPU tensors of every floating-point dtype the op takes.
 
-It compares a block of tokens with a block of negatives at a time (at most 8 MiB of similarities), reads the fill
-count and leaves out the tokens that do not count. Shapes: N tokens, E embedding width, K negatives.
+It compares 64 tokens with 512 negatives at a time, reads the fill count and leaves out the tokens that do not count.
+bfloat16 rows of even width are multiplied in bfloat16 where the processor can (AVX-512 BF16), with sums in float32; the
+weights in the gradient are then rounded to bfloat16 once. A temperature that is not above 0 gives NaN.
+Shapes: N tokens, E embedding width, K negatives.
 """
 
 from __future__ import annotations
