@@ -25,12 +25,12 @@ TORCH_LIBRARY(vlkd, m) {
 
   // h_s, h_t [N, E], negatives [K, E], fill int64 0-d, negative_ids int64 [K]; token_mask bool and token_ids int64 [N].
   // Exactly one of `temperature` and `temperature_tensor` (0-d) is given. grad_h [N, E], grad_temperature 0-d;
-  // stats float32 [3]: sums over counted tokens of positive similarity, mean negative similarity and top-1 hits.
+  // values [4, N]: loss, positive similarity, mean negative similarity, whether the positive is at the top.
   m.def(
       "token_nce(Tensor h_s, Tensor h_t, Tensor negatives, Tensor? fill, Tensor? negative_ids, Tensor? token_mask, "
       "Tensor? token_ids, float? temperature, Tensor? temperature_tensor, bool normalize, bool normalize_negatives, "
       "bool in_batch, bool with_grad) "
-      "-> (Tensor loss_sum, Tensor count, Tensor grad_h, Tensor grad_temperature, Tensor stats)");
+      "-> (Tensor loss_sum, Tensor count, Tensor grad_h, Tensor grad_temperature, Tensor values)");
 
   // rows [K, E], ids int64 [K], head and fill int64 0-d; new_rows [N, E], mask bool [N], new_ids int64 [N].
   m.def(

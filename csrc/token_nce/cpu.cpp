@@ -126,22 +126,28 @@ class TokenNce {
   }
 
   struct Totals {
-    double loss = 0, grad_temperature = 0, positive = 0, negative = 0, top = 0;
+    double loss = 0, grad_temperature = 0;
   };
 
   // The sums over the tokens, in one order, whatever the threads did; the gradient becomes that of the loss sum, for h_s.
-  Totals finish() {
+  // Writes the tokens' values, [4, N].
+  Totals finish(const at::Tensor& values) {
     if (gradient_.defined()) parallel(Step::kFinish, job_.tokens.count, job_.tokens.width);
+    T* to = values.mutable_data_ptr<T>();
+    const int64_t count = job_.tokens.count;
     Totals sum;
     for (const TokenState& state : states_) {
       const double distance = (state.maximum - state.positive) / temperature_; // of the positive's logit from the largest
       const double own = std::exp(-distance), total = own + state.weights;     // own: w_0
       // log1p while the positive dominates, so that a small loss keeps its digits; the logs where w_0 may vanish
-      sum.loss += state.weights <= own ? std::log1p(state.weights / own) : distance + std::log(total);
+      const double loss = state.weights <= own ? std::log1p(state.weights / own) : distance + std::log(total);
+      sum.loss += loss;
       sum.grad_temperature -= state.differences / (total * temperature_ * temperature_);
-      sum.positive += state.positive;
-      sum.negative += state.negatives > 0 ? state.similarities / static_cast<double>(state.negatives) : 0;
-      sum.top += state.top ? 1 : 0;
+      to[0] = static_cast<T>(loss);
+      to[count] = static_cast<T>(state.positive);
+      to[2 * count] = static_cast<T>(state.similarities / static_cast<double>(std::max<int64_t>(1, state.negatives)));
+      to[3 * count] = state.top ? T(1) : T(0);
+      ++to;
     }
     return sum;
   }
@@ -238,19 +244,16 @@ Outputs run(const Arguments& a) {
       a.negatives.narrow(0, 0, filled), a.negative_ids.has_value() ? a.negative_ids->contiguous() : at::Tensor(),
       a.normalize_negatives);
   if (a.in_batch) nce.against_each_other();
-  const auto totals = nce.finish();
+  at::Tensor values = at::empty({4, kept.has_value() ? kept->size(0) : a.h_s.size(0)}, options);
+  const auto totals = nce.finish(values);
 
   at::Tensor grad_h = a.with_grad ? nce.gradient() : at::empty({0}, options);
+  if (kept.has_value()) values = at::zeros({4, a.h_s.size(0)}, options).index_copy_(1, *kept, values);
   if (a.with_grad && kept.has_value()) grad_h = at::zeros(a.h_s.sizes(), options).index_copy_(0, *kept, grad_h);
-  at::Tensor stats = at::empty({3}, options.dtype(at::kFloat));
-  float* sums = stats.mutable_data_ptr<float>();
-  sums[0] = static_cast<float>(totals.positive);
-  sums[1] = static_cast<float>(totals.negative);
-  sums[2] = static_cast<float>(totals.top);
   const int64_t count = kept.has_value() ? kept->size(0) : a.h_s.size(0);
   return {
       at::scalar_tensor(totals.loss, options), at::scalar_tensor(static_cast<double>(count), options), grad_h,
-      at::scalar_tensor(totals.grad_temperature, options), stats};
+      at::scalar_tensor(totals.grad_temperature, options), values};
 }
 
 Outputs token_nce_cpu(

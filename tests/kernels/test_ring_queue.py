@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -11,24 +12,52 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vlkd_kernels import RingQueue, available_backends
+from vlkd_kernels import RingQueue, available_backends, token_nce
 
 BACKENDS = [name for name in available_backends("ring_queue") if name != "triton"]
 
 
+def saved_and_loaded(ring: RingQueue) -> RingQueue:
+    """A new queue with the state that a checkpoint of this one holds."""
+    stored = io.BytesIO()
+    torch.save(ring.state_dict(), stored)
+    stored.seek(0)
+    size, dim = ring.rows.shape
+    twin = RingQueue(dim, size, dtype=ring.rows.dtype, normalize=ring.normalize)
+    twin.load_state_dict(torch.load(stored, weights_only=True))
+    return twin
+
+
+RENEWALS = {
+    "checkpoint": saved_and_loaded,
+    "copy": copy.deepcopy,
+    "pickle": lambda ring: pickle.loads(pickle.dumps(ring)),
+    "to": lambda ring: ring.to("cpu", torch.float32),
+}
+WRITES = st.tuples(st.integers(0, 17), st.booleans(), st.booleans())  # rows, whether with a mask, whether with ids
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=25, deadline=None)
-@given(size=st.integers(0, 7), counts=st.lists(st.integers(0, 17), max_size=5), seed=st.integers(0, 99))
-def test_it_keeps_the_last_rows_in_order(backend: str, size: int, counts: list[int], seed: int) -> None:
+@settings(max_examples=1500, deadline=None)
+@given(
+    size=st.integers(0, 7),
+    operations=st.lists(st.one_of(WRITES, st.sampled_from(sorted(RENEWALS))), max_size=8),
+    seed=st.integers(0, 99),
+)
+def test_it_is_a_list_of_the_last_rows(backend: str, size: int, operations: list, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     ring = RingQueue(3, size, normalize=False)
     slots: list[tuple[list[float], int]] = [([0.0] * 3, -1)] * size
     written = 0
-    for count in counts:
+    for operation in operations:
+        if isinstance(operation, str):
+            ring = RENEWALS[operation](ring)
+            continue
+        count, with_mask, with_ids = operation
         rows = torch.randn(count, 3, generator=generator)
-        mask = torch.rand(count, generator=generator) < 0.7
-        ids = torch.randint(-1, 50, (count,), generator=generator)
-        ring.enqueue_(rows, mask=mask, ids=ids, backend=backend)
+        mask = torch.rand(count, generator=generator) < 0.7 if with_mask else torch.ones(count, dtype=torch.bool)
+        ids = torch.randint(-1, 50, (count,), generator=generator) if with_ids else torch.full((count,), -1)
+        ring.enqueue_(rows, mask if with_mask else None, ids if with_ids else None, backend=backend)
         for row, keep, name in zip(rows.tolist(), mask.tolist(), ids.tolist(), strict=True):
             if keep and size:
                 slots[written % size] = (row, name)
@@ -52,19 +81,24 @@ def test_rows_are_normalised_on_the_way_in(backend: str, dtype: torch.dtype) -> 
     assert not ring.rows[6:].any() and ring.ids.tolist() == [-1] * 8
 
 
-def test_a_checkpoint_restores_everything() -> None:
-    ring = RingQueue(4, 5)
-    ring.enqueue_(torch.randn(7, 4), ids=torch.arange(7))
-    stored = io.BytesIO()
-    torch.save(ring.state_dict(), stored)
-    stored.seek(0)
-    twin = RingQueue(4, 5)
-    twin.load_state_dict(torch.load(stored, weights_only=True))
-    more = torch.randn(3, 4)
-    for queue in (ring, twin):
-        queue.enqueue_(more)
-    assert all(torch.equal(a, b) for a, b in zip(ring.buffers(), twin.buffers(), strict=True))
-    assert len(list(ring.parameters())) == 0 and len(ring.state_dict()) == 4
+def test_a_run_that_is_saved_and_resumed_gives_the_same_losses() -> None:
+    def losses(ring: RingQueue, steps: range) -> list[float]:
+        found = []
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            h_s, h_t = torch.randn(2, 6, 4, generator=generator)
+            found.append(token_nce(h_s, h_t, ring, in_batch=True).item())
+            ring.enqueue_(h_t, ids=torch.arange(6))
+        return found
+
+    straight, first = RingQueue(4, 15), RingQueue(4, 15)
+    expected = losses(straight, range(6))
+    found = losses(first, range(3))
+    second = saved_and_loaded(first)
+    found += losses(second, range(3, 6))
+    assert found == expected
+    assert all(torch.equal(a, b) for a, b in zip(straight.buffers(), second.buffers(), strict=True))
+    assert len(list(second.parameters())) == 0 and len(second.state_dict()) == 4
 
 
 def test_a_deep_copy_goes_its_own_way() -> None:
@@ -94,8 +128,6 @@ def test_backends_write_the_same_bits(dtype: torch.dtype, new_dtype: torch.dtype
 
 
 def test_writing_after_the_loss_does_not_change_its_gradient() -> None:
-    from vlkd_kernels import token_nce
-
     ring, h = RingQueue(4, 5), torch.randn(6, 4, requires_grad=True)
     ring.enqueue_(torch.randn(5, 4))
     loss = token_nce(h, torch.randn(6, 4), ring)

@@ -307,6 +307,20 @@ def test_statistics(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_losses_of_every_token(backend: str) -> None:
+    need("token_nce", backend)
+    x, negatives = make(12, 8), rows(7, 8)
+    shaped = {name: v.view(3, 4, 8).requires_grad_(name == "h_s") for name, v in x.items()}
+    mask = (integers(0, 3, 12) > 0).view(3, 4)
+    options = {"negatives": negatives, "token_mask": mask, "backend": backend}
+    loss, count, losses = token_nce(**shaped, **options, return_count=True, return_losses=True)
+    assert losses.shape == mask.shape and not losses.requires_grad and not losses[~mask].any()
+    torch.testing.assert_close(losses.sum() / count, loss.detach())
+    alone = token_nce(shaped["h_s"][mask][:1], shaped["h_t"][mask][:1], negatives, backend=backend)
+    torch.testing.assert_close(losses[mask][0], alone.detach())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_zero_token_has_a_finite_loss(backend: str) -> None:
     need("token_nce", backend)
     tensors = make(4, 8)

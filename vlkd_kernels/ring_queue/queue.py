@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlkd_kernels import backends, checks
+from vlkd_kernels.dtypes import accumulator
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _OP = "RingQueue.enqueue_"
 
@@ -17,6 +24,9 @@ class RingQueue(nn.Module):
     no gradient flows through it. Keep it outside a module that DistributedDataParallel wraps, and write it once per
     optimizer step, after the last backward: between a forward and its backward, recomputation under activation
     checkpointing would see other rows.
+
+    With several processes, each may have a queue of its own rows, or, with `group` in every write, all of them the same
+    queue: W times as many rows a step, the same bits on every rank, and a checkpoint that any number of processes can load.
 
     Shapes: K rows (`size`), E width (`dim`).
 
@@ -65,7 +75,13 @@ class RingQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue_(
-        self, rows: Tensor, mask: Tensor | None = None, ids: Tensor | None = None, *, backend: str | None = None
+        self,
+        rows: Tensor,
+        mask: Tensor | None = None,
+        ids: Tensor | None = None,
+        *,
+        group: ProcessGroup | None = None,
+        backend: str | None = None,
     ) -> None:
         """Write rows in order, over the oldest ones; of more than K, the last K stay.
 
@@ -73,6 +89,8 @@ class RingQueue(nn.Module):
             rows: [..., E], any floating-point dtype; converted to the queue's.
             mask: bool [...]; only rows where it is True are written.
             ids: int64 [...], the id of each row; -1, which equals nothing, if left out.
+            group: every rank of this group makes the same call with tensors of the same shapes (masks may differ), and
+                writes the rows of all of them, in the order of the ranks: those of rank 0 first.
             backend: "reference", "cpu" or "cuda"; None picks.
 
         Raises:
@@ -85,16 +103,20 @@ class RingQueue(nn.Module):
             from vlkd_kernels.ring_queue.reference import enqueue_
         else:
             from vlkd_kernels.ring_queue.native import enqueue_
-        enqueue_(
-            self.rows,
-            self.ids,
-            self.head,
-            self.fill,
-            rows.flatten(0, -2),
-            mask.flatten().contiguous() if mask is not None else None,
-            ids.flatten().contiguous() if ids is not None else None,
-            self.normalize,
-        )
+        rows = rows.flatten(0, -2)
+        mask = mask.flatten().contiguous() if mask is not None else None
+        ids = ids.flatten().contiguous() if ids is not None else None
+        normalize = self.normalize
+        if group is not None:
+            from vlkd_kernels.ring_queue.gather import gathered
+
+            # every row is normalised and rounded by the rank that has it, so that the others get these very bits
+            if normalize:
+                rows, normalize = F.normalize(rows.to(accumulator(rows.dtype)), dim=-1, eps=1e-12), False
+            rows = gathered(rows.to(self.rows.dtype), group)
+            mask = gathered(mask, group) if mask is not None else None
+            ids = gathered(ids, group) if ids is not None else None
+        enqueue_(self.rows, self.ids, self.head, self.fill, rows, mask, ids, normalize)
 
     def extra_repr(self) -> str:
         size, dim = self.rows.shape

@@ -27,7 +27,7 @@ def forward(
     in_batch: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss sum, count, its gradients for h_s and the temperature, and the three sums of `TokenNCEStats`."""
+    """Loss sum, count, its gradients for h_s and the temperature, and the tokens' values as in `reference`."""
     return torch.ops.vlkd.token_nce(
         h_s,
         h_t,
@@ -68,4 +68,4 @@ def _fake(
     dtype = torch.float64 if h_s.dtype == torch.float64 else torch.float32
     grad_h = h_s.new_empty(h_s.shape if with_grad else 0, dtype=dtype)
     loss_sum, count, grad_temperature = (h_s.new_empty((), dtype=dtype) for _ in range(3))
-    return loss_sum, count, grad_h, grad_temperature, h_s.new_empty(3, dtype=torch.float32)
+    return loss_sum, count, grad_h, grad_temperature, h_s.new_empty(4, h_s.shape[0], dtype=dtype)

@@ -41,6 +41,7 @@ def token_nce(
     backend: str | None = None,
     return_count: bool = False,
     return_stats: bool = False,
+    return_losses: bool = False,
 ) -> Tensor | tuple[Tensor | TokenNCEStats, ...]:
     r"""How well each of a student's tokens picks its teacher's token out of a set of negatives.
 
@@ -67,10 +68,11 @@ def token_nce(
         backend: "reference", "cpu", "triton" or "cuda"; None picks (see `explain_backend`).
         return_count: also return how many tokens count.
         return_stats: also return `TokenNCEStats`.
+        return_losses: also return every token's value [...], 0 where it does not count; no gradient flows through it.
 
     Returns:
-        A float32 scalar (float64 for float64 inputs), differentiable once for h_s and the temperature; then the count
-        and the statistics, where asked for. Products are taken in the student's dtype (autocast's, if it is on) and
+        A float32 scalar (float64 for float64 inputs), differentiable once for h_s and the temperature; then the count,
+        the statistics and the tokens' values, where asked for. Products are taken in the student's dtype (autocast's, if it is on) and
         summed in float32.
 
     Raises:
@@ -89,7 +91,7 @@ def token_nce(
     with_grad = wants_gradient(h_s, temperature)
     forward = _nothing if 0 in h_s.shape else _forward(chosen)
     with torch.no_grad(), without_autocast(h_s):
-        loss_sum, count, *gradients, stats = forward(
+        loss_sum, count, *gradients, values = forward(
             h_s.detach().to(dtype).flatten(0, -2),
             h_t.detach().flatten(0, -2),
             rows.detach(),
@@ -108,7 +110,9 @@ def token_nce(
     loss = fused_loss(loss_sum, count, reduction, inputs, tuple(gradients[: len(inputs)]) if with_grad else ())
     extras = (count,) if return_count else ()
     if return_stats:
-        extras = (*extras, TokenNCEStats(*(stats / count.clamp(min=1)).float().unbind()))
+        extras = (*extras, TokenNCEStats(*(values[1:].sum(1) / count.clamp(min=1)).float().unbind()))
+    if return_losses:
+        extras = (*extras, values[0].view(h_s.shape[:-1]))
     return (loss, *extras) if extras else loss
 
 
@@ -128,9 +132,9 @@ def _forward(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def _nothing(h_s: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """No token: loss 0, count 0, zero gradients and statistics."""
+    """No token: loss 0, count 0, zero gradients, no values."""
     zero = torch.zeros((), dtype=accumulator(h_s.dtype), device=h_s.device)
-    return zero, zero.clone(), torch.zeros_like(h_s, dtype=zero.dtype), zero.clone(), zero.float().expand(3).clone()
+    return zero, zero.clone(), torch.zeros_like(h_s, dtype=zero.dtype), zero.clone(), zero.new_empty(4, 0)
 
 
 def _check_tensors(h_s: Tensor, h_t: Tensor, rows: Tensor, token_mask: Tensor | None, token_ids: Tensor | None) -> None:

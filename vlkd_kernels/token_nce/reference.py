@@ -62,7 +62,7 @@ def forward(
     in_batch: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss sum, count, its gradients for h_s and the temperature, and the three sums of `TokenNCEStats`."""
+    """Loss sum, count, its gradients for h_s and the temperature, and every token's values [4, N] (see `_values`)."""
     dtype = accumulator(h_s.dtype)
     h_s, h_t, negatives = h_s.to(dtype), h_t.to(dtype), negatives.to(dtype)
     tau = temperature_scalar(temperature, temperature_tensor, h_s)
@@ -77,19 +77,19 @@ def forward(
     # loss = softplus(x), x = log(sum_k exp(l_k)) - l_0; no negative gives x = -inf and loss 0
     log_odds = ((negative - positive[:, None]) / tau).masked_fill(~valid, -torch.inf)
     x = log_odds.logsumexp(-1) if valid.shape[1] else torch.full_like(positive, -torch.inf)
-    values = x.clamp(min=0) + x.abs().neg().exp().log1p()
-    loss_sum = values.masked_fill(~counted, 0).sum()
-    stats = _stats(positive, negative, valid, counted)
+    losses = x.clamp(min=0) + x.abs().neg().exp().log1p()
+    values = _values(losses, positive, negative, valid, counted)
+    loss_sum = values[0].sum()
     if not with_grad:
         empty = h_s.new_empty(0)
-        return loss_sum, counted.sum().to(dtype), empty, empty.clone(), stats
+        return loss_sum, counted.sum().to(dtype), empty, empty.clone(), values
     # softmax weight of every negative: exp(l_k - log Z), with log Z - l_0 = the token's loss
-    weights = (log_odds - values[:, None]).exp() * counted[:, None]  # [N, K (+ N)]
+    weights = (log_odds - losses[:, None]).exp() * counted[:, None]  # [N, K (+ N)]
     grad = (weights @ candidates - weights.sum(-1, keepdim=True) * teacher) / tau
     if normalize:
         grad = (grad - student * (student * grad).sum(-1, keepdim=True) * (norm > EPS)) / norm.clamp(min=EPS)
     grad_tau = -(weights * (negative - positive[:, None])).sum() / (tau * tau)
-    return loss_sum, counted.sum().to(dtype), grad, grad_tau, stats
+    return loss_sum, counted.sum().to(dtype), grad, grad_tau, values
 
 
 def temperature_scalar(temperature: float | None, temperature_tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -135,12 +135,12 @@ def _same(ids: Tensor, others: Tensor) -> Tensor:
     return (ids[:, None] == others[None, :]) & (ids[:, None] != -1)
 
 
-def _stats(positive: Tensor, negative: Tensor, valid: Tensor, counted: Tensor) -> Tensor:
-    """Sums over the counted tokens: positive similarity, mean negative similarity, positive at the top. float32 [3].
+def _values(losses: Tensor, positive: Tensor, negative: Tensor, valid: Tensor, counted: Tensor) -> Tensor:
+    """Of every token: loss, positive similarity, mean negative similarity, whether the positive is at the top; [4, N].
 
     A token without negatives has mean negative similarity 0 and its positive at the top; a tie goes to the positive.
+    Tokens that do not count have 0 throughout.
     """
     mean = negative.masked_fill(~valid, 0).sum(-1) / valid.sum(-1).clamp(min=1)
     hit = ~(valid & (negative > positive[:, None])).any(-1)
-    columns = torch.stack([positive, mean, hit.to(positive.dtype)])  # [3, N]
-    return columns.masked_fill(~counted, 0).sum(-1).float()
+    return torch.stack([losses, positive, mean, hit.to(positive.dtype)]).masked_fill(~counted, 0)

@@ -67,7 +67,7 @@ def launch(
     in_batch: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss sum, count, gradients of the loss sum for h_s and the temperature, and the sums of the statistics."""
+    """Loss sum, count, gradients of the loss sum for h_s and the temperature, and the tokens' values as in `reference`."""
     tokens, width = h_s.shape
     rows = negatives.shape[0]
     float32 = {"dtype": torch.float32, "device": h_s.device}
@@ -112,7 +112,7 @@ def launch(
     sums = token_values.sum(1)
     count = torch.full((), tokens, **float32) if token_mask is None else token_mask.sum().float()
     grad_temperature = sums[4].clone() if with_grad else torch.empty(0, **float32)
-    return sums[0].clone(), count, gradient, grad_temperature, sums[1:4].clone()
+    return sums[0].clone(), count, gradient, grad_temperature, token_values[:4]
 
 
 class _Source(NamedTuple):
@@ -135,7 +135,7 @@ def _(
     scalar = h_s.new_empty((), dtype=torch.float32)
     gradient = h_s.new_empty(h_s.shape if with_grad else 0, dtype=torch.float32)
     grad_temperature = torch.empty_like(scalar) if with_grad else scalar.new_empty(0)
-    return scalar, torch.empty_like(scalar), gradient, grad_temperature, scalar.new_empty(3)
+    return scalar, torch.empty_like(scalar), gradient, grad_temperature, scalar.new_empty(4, h_s.shape[0])
 
 
 def _or(x: Tensor | None, placeholder: Tensor) -> Tensor:
