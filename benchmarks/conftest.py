@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.floors import ceilings
-from benchmarks.peers import GPU_ONLY, Contender, contender, truth
+from benchmarks.peers import GPU_ONLY, LIBRARIES, Contender, contender, truth
 from benchmarks.steps import Steps, peak_memory
 
 ROUNDS = 10
@@ -50,6 +50,8 @@ def measure(benchmark: Any, device: str) -> Measure:
     ) -> None:
         if name in GPU_ONLY and device == "cpu":
             pytest.skip(f"{name} runs on a GPU")
+        if name in LIBRARIES:
+            pytest.importorskip(name)
         try:
             steps = Steps(contender(op, name), tensors, students)
             _check(contender(op, name), truth(op, name), tensors, students, checked)
@@ -94,6 +96,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
+        "libraries": {name: _version(name) for name in LIBRARIES},
         "cuda": torch.version.cuda if gpu else None,
         "ceilings": ceilings("cuda" if gpu else "cpu"),
     }

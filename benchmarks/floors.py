@@ -39,6 +39,7 @@ PASSES = {
     ("distill_attention", "eager"): (14, 14),
     ("token_nce", "eager"): (8, 6),
     ("token_nce", "torch.compile"): (3, 4),
+    ("token_nce", "lightly"): (8, 6),
 }
 
 

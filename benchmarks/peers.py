@@ -1,5 +1,5 @@
-"""What the fused operators are measured against: the same thing as one would write it, eager and compiled, and what is derived
-from FlexAttention.
+"""What the fused operators are measured against: the same thing as one would write it, eager and compiled, what is derived from
+FlexAttention, and what other libraries offer, where they are installed.
 
 Every contender is a function of the same tensors that returns a tuple of differentiable outputs.
 """
@@ -25,8 +25,9 @@ Contender = Callable[..., tuple[Tensor, ...]]
 NAMES = {
     "attention_mse": ("vlkd", "vlkd cuda", "eager", "torch.compile", "FlexAttention"),
     "distill_attention": ("vlkd", "attention + attention_mse", "attention alone", "eager"),
-    "token_nce": ("vlkd", "eager", "torch.compile"),
+    "token_nce": ("vlkd", "eager", "torch.compile", "lightly"),
 }
+LIBRARIES = ("lightly",)  # that a contender is named after
 GPU_ONLY = ("vlkd cuda", "FlexAttention")  # FlexAttention's log-sum-exp has a gradient there alone
 
 
@@ -81,6 +82,21 @@ def token_nce(h_s: Tensor, h_t: Tensor, negatives: Tensor) -> tuple[Tensor]:
     return (F.cross_entropy(logits.float(), logits.new_zeros(len(logits), dtype=torch.long)),)
 
 
+@functools.cache
+def _memory_bank_loss(rows: int, width: int) -> Any:
+    from lightly.loss.ntx_ent_loss import NTXentLoss  # type: ignore[import-not-found]
+
+    return NTXentLoss(temperature=0.07, memory_bank_size=(rows, width))
+
+
+def token_nce_of_lightly(h_s: Tensor, h_t: Tensor, negatives: Tensor) -> tuple[Tensor]:
+    """The same from lightly's NTXentLoss, which also writes h_t into its memory bank."""
+    loss = _memory_bank_loss(*negatives.shape)
+    loss.memory_bank.bank = F.normalize(negatives, dim=-1)
+    loss.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.int64, device=negatives.device)
+    return (loss(h_s, h_t),)
+
+
 def truth(op: str, name: str) -> Contender:
     """The plain form that a contender's numbers are held to."""
     if name == "attention alone":
@@ -100,5 +116,7 @@ def contender(op: str, name: str) -> Contender:
         return torch.compile(attention_mse_from_lse, dynamic=False)
     if name == "attention + attention_mse":
         return attention_and_loss
+    if name == "lightly":
+        return token_nce_of_lightly
     eager = truth(op, name)
     return torch.compile(eager, dynamic=False) if name == "torch.compile" else eager

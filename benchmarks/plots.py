@@ -25,6 +25,7 @@ COLOURS = {
     "eager": "#c05621",
     "torch.compile": "#8a6d3b",
     "FlexAttention": "#7b5ea7",
+    "lightly": "#5f8f3a",
     "attention + attention_mse": "#8a6d3b",
     "attention alone": "#999999",
 }

@@ -59,7 +59,8 @@ def cases() -> Iterator[Case]:
         for width in (128, 256):
             yield Case(f"distill_attention/{name}/mse/{width}", _distill(dtype, width, "mse"), ())
         yield Case(f"distill_attention/{name}/kl/64", _distill(dtype, 64, "kl"), ())
-        yield Case(f"token_nce/{name}/768", _nce(dtype), quick)
+        yield Case(f"token_nce/{name}/bounded/768", _nce(dtype, learned=False), quick)
+        yield Case(f"token_nce/{name}/learned/768", _nce(dtype, learned=True), quick)
 
 
 def compile_cases(quick: bool) -> dict[str, dict[str, Any]]:
@@ -106,13 +107,16 @@ def _distill(dtype: torch.dtype, width: int, distance: str) -> Callable[[int], l
     return launches
 
 
-def _nce(dtype: torch.dtype) -> Callable[[int], list[Launch]]:
+def _nce(dtype: torch.dtype, learned: bool) -> Callable[[int], list[Launch]]:
+    """With a temperature that is a number, or a tensor."""
+
     def launches(_: int) -> list[Launch]:
         h = torch.empty(512, 768, dtype=dtype, device="meta")
         queue = torch.empty(4096, 768, dtype=dtype, device="meta")
         fill, queue_ids, ids = (torch.empty(n, dtype=torch.int64, device="meta") for n in ((), (4096,), (512,)))
         mask = torch.empty(512, dtype=torch.bool, device="meta")
-        arguments = (h, h, queue, fill, queue_ids, mask, ids, 0.07, None, True, False, True, True)
+        number, tensor = (None, torch.empty((), device="meta")) if learned else (0.07, None)
+        arguments = (h, h, queue, fill, queue_ids, mask, ids, number, tensor, True, False, True, True)
         return record(token_nce, lambda: token_nce.launch(*arguments))
 
     return launches

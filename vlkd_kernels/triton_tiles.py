@@ -45,11 +45,13 @@ def dot(a, b, accumulator):
 
 @triton.jit
 def weighted_dot(weights, values, accumulator, dtype: tl.constexpr):
-    """accumulator + weights values, with float32 weights that may be far smaller than float16 can hold.
+    """accumulator + weights values, with weights that may be far smaller than float16 can hold: float32, or already of dtype.
 
     bfloat16 products round the weights to bfloat16. float16 ones take TF32 instead, which has float16's mantissa and
     float32's range: the values are exact in it and the weights keep 11 bits.
     """
-    if dtype == tl.float16 and not INTERPRETED:
+    if dtype == tl.float16:
         return tl.dot(weights, values.to(tl.float32), accumulator, input_precision="tf32")
-    return dot(rounded(weights, dtype), values.to(dtype), accumulator)
+    if weights.dtype != dtype:
+        weights = rounded(weights, dtype)
+    return dot(weights, values.to(dtype), accumulator)

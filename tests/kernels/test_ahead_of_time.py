@@ -15,7 +15,16 @@ pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes a block may have
-PRODUCTS = ("head", "rows", "forward", "queries", "keys", "similarity", "gradient")  # kernels with a matrix product
+PRODUCTS = (
+    "head",
+    "rows",
+    "forward",
+    "queries",
+    "keys",
+    "weights",
+    "similarity",
+    "gradient",
+)  # kernels with a matrix product
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 
 Table = dict[str, dict[str, Any]]
@@ -46,7 +55,7 @@ def test_the_quick_part_holds_every_kernel_on_every_architecture(compiled: dict[
     kernels = {
         "attention_mse": ("head", "rows", "keys"),
         "distill_attention": ("forward", "queries", "keys"),
-        "token_nce": ("norms", "positives", "similarity", "softmax", "gradient", "finish"),
+        "token_nce": ("norms", "positives", "weights", "totals", "similarity", "softmax", "gradient", "finish"),
     }
     without = {("attention_mse", "head", "sm_80")}  # where it would spill
     assert names == {(op, kernel, sm) for op, ks in kernels.items() for kernel in ks for sm in SHARED_MEMORY} - without
@@ -74,7 +83,7 @@ def test_float32_products_are_not_rounded_to_tf32(kernels: Table) -> None:
     for key, row in kernels.items():
         parts = key.split("/")
         if parts[-2] in PRODUCTS:
-            weighted = parts[1] == "float16" and parts[-2] != "similarity"
+            weighted = parts[1] == "float16" and parts[-2] not in ("similarity", "weights")
             assert ("tf32" in row["precisions"]) == weighted, key
             assert row["precisions"] and set(row["precisions"]) <= {"ieee", "tf32"}, key
 

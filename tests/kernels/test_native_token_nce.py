@@ -67,9 +67,16 @@ def check_nce(h_s: Tensor, h_t: Tensor, negatives: Tensor, **options: object) ->
     got = nce.forward(h_s, h_t, negatives, *arguments, True)
     truth = nce_truth(h_s, h_t, negatives, torch.float64, given)
     naive = nce_truth(h_s, h_t, negatives, h_s.dtype, given)
-    moved = (0.0, 0.0, moved_by_rounding(h_s, h_t, negatives, given), 0.0)
-    for true, value, plain, bound in zip(truth, got[:4], naive, moved, strict=True):
-        assert_true_to(true, value, plain, h_s.dtype, bound)
+    # a similarity of unit rows is good to some 2⁻²³ in float32, so a logit to 2⁻²³/τ, and a weight to that part of itself
+    conditioning = (
+        2**-23 / float(torch.as_tensor(temperature).detach())
+        if h_s.dtype == torch.float32 and given["normalize"]
+        else 0.0
+    )
+    rounding = (0.0, 0.0, moved_by_rounding(h_s, h_t, negatives, given), 0.0)
+    for i, (true, value, plain) in enumerate(zip(truth, got[:4], naive, strict=True)):
+        moved = rounding[i] + (conditioning * true.abs().max() if i >= 2 and true.numel() else 0.0)
+        assert_true_to(true, value, plain, h_s.dtype, moved)
     values = reference.forward(*(x.double() for x in (h_s, h_t, negatives)), *arguments, True)[4]
     torch.testing.assert_close(got[4], values.to(got[4].dtype), rtol=1e-5, atol=1e-5)
     without = nce.forward(h_s, h_t, negatives, *arguments, False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vlkd_kernels.triton_tiles import dot, load_tile, weighted_dot
+from vlkd_kernels.triton_tiles import dot, load_tile, rounded, weighted_dot
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -49,6 +49,31 @@ def positives_kernel(
 
 
 @triton.jit
+def _similarities(
+    h_s, candidates, norm_s, norm_c, start_n, start_k, tokens, rows, width,
+    stride_s_n, stride_s_e, stride_c_k, stride_c_e,
+    NORMALIZE: tl.constexpr, NORMALIZE_CANDIDATES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """A tile of h_s candidatesᵀ over the norms; the candidates' norms, [BLOCK_K]."""
+    accumulator = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for first in range(0, width, BLOCK_E):
+        tile_s = load_tile(h_s, start_n, tokens, stride_s_n, first, width, stride_s_e, BLOCK_N, BLOCK_E)
+        tile_c = load_tile(candidates, start_k, rows, stride_c_k, first, width, stride_c_e, BLOCK_K, BLOCK_E)
+        accumulator = dot(tile_s, tl.trans(tile_c.to(tile_s.dtype)), accumulator)
+    n = start_n + tl.arange(0, BLOCK_N)
+    k = start_k + tl.arange(0, BLOCK_K)
+    divisor = tl.full([BLOCK_K], 1.0, tl.float32)
+    if NORMALIZE:
+        norm = tl.load(norm_s + n, mask=n < tokens, other=1.0)
+        accumulator = accumulator / tl.maximum(norm, _EPS)[:, None]
+    if NORMALIZE_CANDIDATES:
+        divisor = tl.maximum(tl.load(norm_c + k, mask=k < rows, other=1.0), _EPS)
+        accumulator = accumulator / divisor[None, :]
+    return accumulator, divisor
+
+
+@triton.jit
 def similarity_kernel(
     h_s, candidates, norm_s, norm_c, similarities, tokens, rows, width,
     stride_s_n, stride_s_e, stride_c_k, stride_c_e, stride_out, tiles,
@@ -58,24 +83,14 @@ def similarity_kernel(
     """similarities [C, K] = h_s candidatesᵀ over the norms, one tile a program."""
     start_n = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N
     start_k = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_K
-    accumulator = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    for first in range(0, width, BLOCK_E):
-        tile_s = load_tile(h_s, start_n, tokens, stride_s_n, first, width, stride_s_e, BLOCK_N, BLOCK_E)
-        tile_c = load_tile(candidates, start_k, rows, stride_c_k, first, width, stride_c_e, BLOCK_K, BLOCK_E)
-        accumulator = dot(tile_s, tl.trans(tile_c.to(tile_s.dtype)), accumulator)
+    similarity, _ = _similarities(
+        h_s, candidates, norm_s, norm_c, start_n, start_k, tokens, rows, width, stride_s_n, stride_s_e, stride_c_k, stride_c_e,
+        NORMALIZE, NORMALIZE_CANDIDATES, BLOCK_N, BLOCK_K, BLOCK_E,
+    )  # fmt: skip
     n = start_n + tl.arange(0, BLOCK_N)
     k = start_k + tl.arange(0, BLOCK_K)
-    if NORMALIZE:
-        norm = tl.load(norm_s + n, mask=n < tokens, other=1.0)
-        accumulator = accumulator / tl.maximum(norm, _EPS)[:, None]
-    if NORMALIZE_CANDIDATES:
-        norm = tl.load(norm_c + k, mask=k < rows, other=1.0)
-        accumulator = accumulator / tl.maximum(norm, _EPS)[None, :]
-    tl.store(
-        similarities + n[:, None] * stride_out + k[None, :],
-        accumulator,
-        mask=(n < tokens)[:, None] & (k < rows)[None, :],
-    )
+    inside = (n < tokens)[:, None] & (k < rows)[None, :]
+    tl.store(similarities + n[:, None] * stride_out + k[None, :], similarity, mask=inside)
 
 
 @triton.jit
@@ -101,6 +116,116 @@ def _valid(
             ids = tl.where(in_batch, tl.load(token_ids + other, mask=in_batch, other=-1), ids)
         valid = valid & ((ids[None, :] != own_id[:, None]) | (ids == -1)[None, :])
     return valid
+
+
+@triton.jit
+def weights_kernel(
+    h_s, candidates, norm_s, norm_c, positives, temperature, fill, negative_ids, token_mask, token_ids, weights, partial,
+    first_token, tokens, rows, width, negatives, columns, first_column, first_tile, stride_partial,
+    stride_s_n, stride_s_e, stride_c_k, stride_c_e, stride_out, tiles,
+    NORMALIZE_CANDIDATES: tl.constexpr, HAS_FILL: tl.constexpr, HAS_IDS: tl.constexpr, HAS_NEGATIVE_IDS: tl.constexpr,
+    HAS_MASK: tl.constexpr, IN_BATCH: tl.constexpr, WITH_GRAD: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Where no logit exceeds 1/τ: weights [C, K] = exp((b - 1)/τ) over the candidates' norms, one tile a program.
+
+    partial [tiles, 5, C]: a tile's sums over its columns of w, w (b - a), b and 1, and its largest b.
+    """
+    tile_k = tl.program_id(0) % tiles
+    start_n = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N
+    start_k = tile_k.to(tl.int64) * BLOCK_K
+    similarity, divisor = _similarities(
+        h_s, candidates, norm_s, norm_c, start_n, start_k, tokens, rows, width, stride_s_n, stride_s_e, stride_c_k, stride_c_e,
+        tl.constexpr(True), NORMALIZE_CANDIDATES, BLOCK_N, BLOCK_K, BLOCK_E,
+    )  # fmt: skip
+    n = start_n + tl.arange(0, BLOCK_N)
+    k = start_k + tl.arange(0, BLOCK_K)
+    inside = n < tokens
+    token = first_token + n
+    counted = inside
+    if HAS_MASK:
+        counted = inside & (tl.load(token_mask + token, mask=inside, other=0) != 0)
+    own_id = tl.full([BLOCK_N], -1, tl.int64)
+    if HAS_IDS:
+        own_id = tl.load(token_ids + token, mask=inside, other=-1)
+    filled = negatives
+    if HAS_FILL:
+        filled = tl.minimum(tl.load(fill), negatives).to(tl.int32)
+    valid = (k < rows)[None, :] & _valid(
+        first_column + k, negatives, columns, filled, negative_ids, token, counted, own_id, token_mask, token_ids,
+        HAS_IDS, HAS_NEGATIVE_IDS, HAS_MASK, IN_BATCH,
+    )  # fmt: skip
+    positive = tl.load(positives + token, mask=inside, other=0.0)
+    weight = tl.where(valid, tl.exp2((similarity - 1.0) * (_LOG2_E / tl.load(temperature))), 0.0)
+    out = partial + (first_tile + tile_k).to(tl.int64) * 5 * stride_partial + n
+    tl.store(out, tl.sum(weight, 1), mask=inside)
+    tl.store(out + stride_partial, tl.sum(weight * (similarity - positive[:, None]), 1), mask=inside)
+    tl.store(out + 2 * stride_partial, tl.sum(tl.where(valid, similarity, 0.0), 1), mask=inside)
+    tl.store(out + 3 * stride_partial, tl.sum(valid.to(tl.float32), 1), mask=inside)
+    tl.store(out + 4 * stride_partial, tl.max(tl.where(valid, similarity, float("-inf")), 1), mask=inside)
+    if WITH_GRAD:
+        weight = rounded(weight / divisor[None, :], DTYPE)
+        tl.store(weights + n[:, None] * stride_out + k[None, :], weight, mask=inside[:, None] & (k < rows)[None, :])
+
+
+@triton.jit
+def _store_values(
+    token_values, token, all_tokens, x, positive, mean, best, counted, inside,
+):  # fmt: skip
+    """The first four rows of token_values from x, the logarithm of the negatives' odds; returns the loss."""
+    # loss = log(1 + exp(x)); a token without negatives has loss 0
+    small = tl.exp(-tl.abs(x))
+    log1p = tl.where(small < 1e-2, small * (1 - small * (1 / 2 - small * (1 / 3 - small / 4))), tl.log(1 + small))
+    loss = tl.maximum(x, 0.0) + log1p
+    values = token_values + token
+    tl.store(values, tl.where(counted, loss, 0.0), mask=inside)
+    tl.store(values + all_tokens, tl.where(counted, positive, 0.0), mask=inside)
+    tl.store(values + 2 * all_tokens, tl.where(counted, mean, 0.0), mask=inside)
+    tl.store(values + 3 * all_tokens, tl.where(counted & (positive >= best), 1.0, 0.0), mask=inside)
+    return loss
+
+
+@triton.jit
+def totals_kernel(
+    partial, positives, temperature, token_mask, token_values, masses, scales,
+    first_token, tokens, all_tokens, tiles, stride_partial,
+    HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """A tile of tokens of one chunk: the sums of `weights_kernel` to loss, statistics and token_values as in `softmax_kernel`.
+
+    masses [N] = W/Z and scales [N] = 1/Z, with Z = W + exp((a - 1)/τ).
+    """
+    row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = first_token + row
+    inside = row < tokens
+    counted = inside
+    if HAS_MASK:
+        counted = inside & (tl.load(token_mask + token, mask=inside, other=0) != 0)
+    total = tl.zeros([BLOCK_N], tl.float32)
+    differences = tl.zeros([BLOCK_N], tl.float32)
+    sum_negative = tl.zeros([BLOCK_N], tl.float32)
+    seen = tl.zeros([BLOCK_N], tl.float32)
+    best = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    base = partial + row
+    for _ in range(0, tiles):
+        total += tl.load(base, mask=inside, other=0.0)
+        differences += tl.load(base + stride_partial, mask=inside, other=0.0)
+        sum_negative += tl.load(base + 2 * stride_partial, mask=inside, other=0.0)
+        seen += tl.load(base + 3 * stride_partial, mask=inside, other=0.0)
+        best = tl.maximum(best, tl.load(base + 4 * stride_partial, mask=inside, other=float("-inf")))
+        base += 5 * stride_partial
+    positive = tl.load(positives + token, mask=inside, other=0.0)
+    tau = tl.load(temperature)
+    own = (positive - 1.0) * (_LOG2_E / tau)  # logarithm of the positive's weight, base 2
+    x = tl.where(seen > 0, (tl.log2(tl.where(seen > 0, total, 1.0)) - own) * _LN_2, _HIDDEN)
+    mean = sum_negative / tl.maximum(seen, 1.0)
+    _store_values(token_values, token, all_tokens, x, positive, mean, best, counted, inside)
+    scale = 1.0 / (total + tl.exp2(own))
+    tl.store(masses + token, total * scale, mask=inside)
+    tl.store(scales + token, scale, mask=inside)
+    tl.store(
+        token_values + 4 * all_tokens + token, tl.where(counted, -differences * scale / (tau * tau), 0.0), mask=inside
+    )
 
 
 @triton.jit
@@ -156,17 +281,9 @@ def softmax_kernel(
         best = tl.maximum(best, tl.max(tl.where(valid, negative, float("-inf")), 1))
         seen += tl.sum(valid.to(tl.int32), 1)
 
-    # loss = log(1 + exp(x)), x the log-sum-exp of the log-odds; a token without negatives has loss 0
     x = tl.where(seen > 0, (maximum + tl.log2(tl.where(seen > 0, total, 1.0))) * _LN_2, _HIDDEN)
-    small = tl.exp(-tl.abs(x))
-    log1p = tl.where(small < 1e-2, small * (1 - small * (1 / 2 - small * (1 / 3 - small / 4))), tl.log(1 + small))
-    loss = tl.maximum(x, 0.0) + log1p
-    values = token_values + token
-    tl.store(values, tl.where(counted, loss, 0.0), mask=inside)
-    tl.store(values + all_tokens, tl.where(counted, positive, 0.0), mask=inside)
     mean = sum_negative / tl.maximum(seen, 1).to(tl.float32)
-    tl.store(values + 2 * all_tokens, tl.where(counted, mean, 0.0), mask=inside)
-    tl.store(values + 3 * all_tokens, tl.where(counted & (positive >= best), 1.0, 0.0), mask=inside)
+    loss = _store_values(token_values, token, all_tokens, x, positive, mean, best, counted, inside)
     if not WITH_GRAD:
         return
 
@@ -193,7 +310,7 @@ def softmax_kernel(
         weight = weight / tl.maximum(norm, _EPS)[None, :]
         tl.store(base + column[None, :], weight, mask=inside[:, None] & (column < columns)[None, :])
     tl.store(masses + token, mass, mask=inside)
-    tl.store(values + 4 * all_tokens, grad_tau / (tau * tau), mask=inside)
+    tl.store(token_values + 4 * all_tokens + token, grad_tau / (tau * tau), mask=inside)
 
 
 @triton.jit
@@ -222,16 +339,19 @@ def gradient_kernel(
 
 @triton.jit
 def finish_kernel(
-    gradient, h_s, h_t, norm_s, norm_t, masses, temperature, tokens, width,
+    gradient, h_s, h_t, norm_s, norm_t, masses, scales, temperature, tokens, width,
     stride_s_n, stride_s_e, stride_t_n, stride_t_e,
-    NORMALIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    NORMALIZE: tl.constexpr, SCALED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """In place: g = (gradient - mass t̂) / τ, then through the normalisation, (g - ŝ (ŝ·g)) / ‖h‖."""
+    """In place: g = (scale gradient - mass t̂) / τ, then through the normalisation, (g - ŝ (ŝ·g)) / ‖h‖."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
     row = start + tl.arange(0, BLOCK_N)
     inside = row < tokens
     mass = tl.load(masses + row, mask=inside, other=0.0)
     tau = tl.load(temperature)
+    scale = tl.full([BLOCK_N], 1.0, tl.float32)
+    if SCALED:
+        scale = tl.load(scales + row, mask=inside, other=0.0)
     norm = tl.full([BLOCK_N], 1.0, tl.float32)
     if NORMALIZE:
         norm = tl.load(norm_s + row, mask=inside, other=1.0)
@@ -243,14 +363,14 @@ def finish_kernel(
             tile_s = load_tile(h_s, start, tokens, stride_s_n, first, width, stride_s_e, BLOCK_N, BLOCK_E)
             tile_t = load_tile(h_t, start, tokens, stride_t_n, first, width, stride_t_e, BLOCK_N, BLOCK_E)
             g = load_tile(gradient, start, tokens, width, first, width, 1, BLOCK_N, BLOCK_E)
-            g = (g - mass[:, None] * tile_t.to(tile_s.dtype).to(tl.float32)) / tau
+            g = (g * scale[:, None] - mass[:, None] * tile_t.to(tile_s.dtype).to(tl.float32)) / tau
             along += tl.sum(g * tile_s.to(tl.float32), 1) / divisor
         along = tl.where(norm > _EPS, along, 0.0)  # at the smallest norm the divisor is a constant
     for first in range(0, width, BLOCK_E):
         tile_s = load_tile(h_s, start, tokens, stride_s_n, first, width, stride_s_e, BLOCK_N, BLOCK_E)
         tile_t = load_tile(h_t, start, tokens, stride_t_n, first, width, stride_t_e, BLOCK_N, BLOCK_E)
         g = load_tile(gradient, start, tokens, width, first, width, 1, BLOCK_N, BLOCK_E)
-        g = (g - mass[:, None] * tile_t.to(tile_s.dtype).to(tl.float32)) / tau
+        g = (g * scale[:, None] - mass[:, None] * tile_t.to(tile_s.dtype).to(tl.float32)) / tau
         g = (g - tile_s.to(tl.float32) * (along / divisor)[:, None]) / divisor[:, None]
         column = first + tl.arange(0, BLOCK_E)
         tl.store(gradient + row[:, None] * width + column[None, :], g, mask=inside[:, None] & (column < width)[None, :])

@@ -1,8 +1,9 @@
-"""`token_nce` in Triton: similarities of a chunk of tokens, their softmax in place, one product with the negatives.
+"""`token_nce` in Triton: the weights of a chunk of tokens (at most 8 M of them), and one product with the negatives.
 
-The similarities of one chunk (at most 32 MB of float32) are written once and turned into softmax weights where they lie,
-so the loss and its gradient need two matrix products, not three, and every row has its true maximum: any temperature is
-safe. Every sum has one owner and one order, so results repeat bit for bit. The derivation is in README.md.
+Unit rows bound every logit by 1/τ. Where exp(−2/τ) is still a normal float32, and the temperature is known here, the first
+product's epilogue makes the weights and their sums. Else it writes similarities, which a second kernel turns into softmax
+weights where they lie, with every row's true maximum: any temperature is safe. Either way the loss and its gradient need two
+matrix products, not three. Every sum has one owner and one order, so results repeat bit for bit. The derivation is in README.md.
 
 Shapes: N tokens, E embedding width, K negatives; C tokens of one chunk.
 """
@@ -26,11 +27,14 @@ from vlkd_kernels.token_nce.kernels import (
     positives_kernel,
     similarity_kernel,
     softmax_kernel,
+    totals_kernel,
+    weights_kernel,
 )
 
 CHUNK = 8 * 1024 * 1024  # similarities held at a time
 CHUNK_TOKENS = 64  # however many negatives there are
 SOFTMAX_COLUMNS = 256  # that the softmax reads at a time
+LEAST_BOUNDED = 0.023  # exp(-2/τ) is 1.7e-38 here, and float32's least normal number 1.2e-38
 
 
 class TileConfig(NamedTuple):
@@ -77,37 +81,54 @@ def launch(
     masses = torch.empty(tokens, **float32)
     columns = rows + (tokens if in_batch else 0)
     chunk = min(tokens, max(CHUNK_TOKENS, CHUNK // max(columns, 1)))
-    similarities = torch.empty(chunk, columns, **float32)
     mask = token_mask.view(torch.uint8) if token_mask is not None else None
+    bounded = normalize and temperature is not None and temperature >= LEAST_BOUNDED
+    narrow = bounded and h_s.dtype == torch.bfloat16
+    weights = torch.empty(chunk, columns, dtype=torch.bfloat16 if narrow else torch.float32, device=h_s.device)
+    scales = torch.empty(tokens if bounded else 1, **float32)
     flags = {
         "HAS_FILL": fill is not None,
         "HAS_IDS": token_ids is not None,
         "HAS_NEGATIVE_IDS": negative_ids is not None and rows > 0,
         "HAS_MASK": mask is not None,
         "IN_BATCH": in_batch,
-        "NORMALIZE_NEGATIVES": normalize_negatives,
-        "NORMALIZE": normalize,
         "WITH_GRAD": with_grad,
     }
     with torch.cuda.device_of(h_s):
         norm_s, norm_t, norm_c, positives = _norms(h_s, h_t, negatives, normalize, normalize_negatives)
         sources = [_Source(negatives, norm_c, 0, normalize_negatives)] if rows else []
         sources += [_Source(h_t, norm_t, rows, normalize)] if in_batch else []
+        block_k = tile_config(h_s.dtype).block_k
+        tiles = [triton.cdiv(source.rows.shape[0], block_k) for source in sources]
+        partial = torch.empty(sum(tiles) if bounded else 0, 5, chunk, **float32)
+        where = (tau, _or(fill, h_s), _or(negative_ids, h_s), _or(mask, h_s), _or(token_ids, h_s))
         for begin in range(0, tokens, chunk):
             size = min(chunk, tokens - begin)
-            for source in sources:
-                _similarities(h_s, norm_s, source, similarities, begin, size, normalize)
-            softmax_kernel[(triton.cdiv(size, _ROWS["BLOCK_N"]),)](
-                similarities, positives, tau, _or(fill, h_s), _or(negative_ids, h_s), _or(mask, h_s),
-                _or(token_ids, h_s), norm_c, norm_t, token_values, masses, begin, size, tokens, rows, columns, columns,
-                **flags, BLOCK_K=SOFTMAX_COLUMNS, **_ROWS,
-            )  # fmt: skip
+            grid = (triton.cdiv(size, _ROWS["BLOCK_N"]),)
+            if bounded:
+                for index, source in enumerate(sources):
+                    _weights(
+                        h_s, norm_s, source, positives, where, weights, partial, begin, size, rows, columns,
+                        sum(tiles[:index]), flags,
+                    )  # fmt: skip
+                totals_kernel[grid](
+                    partial, positives, tau, _or(mask, h_s), token_values, masses, scales,
+                    begin, size, tokens, sum(tiles), chunk, HAS_MASK=mask is not None, **_ROWS,
+                )  # fmt: skip
+            else:
+                for source in sources:
+                    _similarities(h_s, norm_s, source, weights, begin, size, normalize)
+                softmax_kernel[grid](
+                    weights, positives, *where, norm_c, norm_t, token_values, masses,
+                    begin, size, tokens, rows, columns, columns,
+                    **flags, NORMALIZE_NEGATIVES=normalize_negatives, NORMALIZE=normalize, BLOCK_K=SOFTMAX_COLUMNS, **_ROWS,
+                )  # fmt: skip
             for index, source in enumerate(sources if with_grad else []):
-                _gradients(similarities, source, gradient, begin, size, h_s.dtype, accumulate=index > 0)
+                _gradients(weights, source, gradient, begin, size, h_s.dtype, accumulate=index > 0)
         if with_grad:
             finish_kernel[(triton.cdiv(tokens, _ROWS["BLOCK_N"]),)](
-                gradient, h_s, h_t, norm_s, norm_t, masses, tau, tokens, width, *h_s.stride(), *h_t.stride(),
-                NORMALIZE=normalize, BLOCK_E=128, **_ROWS,
+                gradient, h_s, h_t, norm_s, norm_t, masses, scales, tau, tokens, width, *h_s.stride(), *h_t.stride(),
+                NORMALIZE=normalize, SCALED=bounded, BLOCK_E=128, **_ROWS,
             )  # fmt: skip
     sums = token_values.sum(1)
     count = torch.full((), tokens, **float32) if token_mask is None else token_mask.sum().float()
@@ -162,6 +183,24 @@ def _norms(
         NORMALIZE=normalize, BLOCK_E=128, **_ROWS,
     )  # fmt: skip
     return norms[0], norms[1], norms[2], positives
+
+
+def _weights(
+    h_s: Tensor, norm_s: Tensor, source: _Source, positives: Tensor, where: tuple[Tensor, ...], out: Tensor, partial: Tensor,
+    begin: int, size: int, negatives: int, columns: int, first_tile: int, flags: dict[str, bool],
+) -> None:  # fmt: skip
+    """The weights of tokens begin .. begin + size for a source's rows, into their columns, and their sums by tile."""
+    config = tile_config(h_s.dtype)
+    rows, width = source.rows.shape
+    tiles = triton.cdiv(rows, config.block_k)
+    weights_kernel[(triton.cdiv(size, config.block_n) * tiles,)](
+        h_s[begin:], source.rows, norm_s[begin:], source.norms, positives, *where, out[:, source.first :], partial,
+        begin, size, rows, width, negatives, columns, source.first, first_tile, partial.stride(1),
+        *h_s.stride(), *source.rows.stride(), out.stride(0), tiles,
+        NORMALIZE_CANDIDATES=source.normalized, **flags, DTYPE=_TRITON_DTYPES[out.dtype],
+        BLOCK_N=config.block_n, BLOCK_K=config.block_k, BLOCK_E=config.block_e,
+        num_warps=config.num_warps, num_stages=config.num_stages,
+    )  # fmt: skip
 
 
 def _similarities(
