@@ -117,7 +117,7 @@ def ceilings(device: str) -> dict[str, Any]:
     target = torch.empty_like(source)
     copied = 2 * source.nbytes / _seconds(lambda: target.copy_(source), device)
     products = {}
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for dtype in (torch.float32, torch.bfloat16, *([torch.float16] if device == "cuda" else [])):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         products[str(dtype).removeprefix("torch.")] = 2 * side**3 / _seconds(lambda a=a, b=b: a @ b, device)
     exponentials = _exponentials_on_gpu() if device == "cuda" else _exponentials_on_cpu()
@@ -153,4 +153,4 @@ def _seconds(function: Callable[[], object], device: str, calls: int = 1) -> flo
         return (time.perf_counter() - begin) / calls
 
     once()
-    return min(once() for _ in range(20))
+    return min(once() for _ in range(100 if device == "cpu" else 20))
