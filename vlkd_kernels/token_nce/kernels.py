@@ -94,6 +94,24 @@ def similarity_kernel(
 
 
 @triton.jit
+def _tokens(
+    token, inside, token_mask, token_ids, fill, negatives,
+    HAS_MASK: tl.constexpr, HAS_IDS: tl.constexpr, HAS_FILL: tl.constexpr,
+):  # fmt: skip
+    """Which tokens of a tile count, and their ids; how many of the negatives are filled."""
+    counted = inside
+    if HAS_MASK:
+        counted = inside & (tl.load(token_mask + token, mask=inside, other=0) != 0)
+    own_id = tl.full(token.shape, -1, tl.int64)
+    if HAS_IDS:
+        own_id = tl.load(token_ids + token, mask=inside, other=-1)
+    filled = negatives
+    if HAS_FILL:
+        filled = tl.minimum(tl.load(fill), negatives).to(tl.int32)
+    return counted, own_id, filled
+
+
+@triton.jit
 def _valid(
     column, negatives, columns, filled, negative_ids, token, counted, own_id, token_mask, token_ids,
     HAS_IDS: tl.constexpr, HAS_NEGATIVE_IDS: tl.constexpr, HAS_MASK: tl.constexpr, IN_BATCH: tl.constexpr,
@@ -142,15 +160,9 @@ def weights_kernel(
     k = start_k + tl.arange(0, BLOCK_K)
     inside = n < tokens
     token = first_token + n
-    counted = inside
-    if HAS_MASK:
-        counted = inside & (tl.load(token_mask + token, mask=inside, other=0) != 0)
-    own_id = tl.full([BLOCK_N], -1, tl.int64)
-    if HAS_IDS:
-        own_id = tl.load(token_ids + token, mask=inside, other=-1)
-    filled = negatives
-    if HAS_FILL:
-        filled = tl.minimum(tl.load(fill), negatives).to(tl.int32)
+    counted, own_id, filled = _tokens(
+        token, inside, token_mask, token_ids, fill, negatives, HAS_MASK, HAS_IDS, HAS_FILL
+    )
     valid = (k < rows)[None, :] & _valid(
         first_column + k, negatives, columns, filled, negative_ids, token, counted, own_id, token_mask, token_ids,
         HAS_IDS, HAS_NEGATIVE_IDS, HAS_MASK, IN_BATCH,
@@ -245,15 +257,9 @@ def softmax_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     token = first_token + row
     inside = row < tokens
-    counted = inside
-    if HAS_MASK:
-        counted = inside & (tl.load(token_mask + token, mask=inside, other=0) != 0)
-    own_id = tl.full([BLOCK_N], -1, tl.int64)
-    if HAS_IDS:
-        own_id = tl.load(token_ids + token, mask=inside, other=-1)
-    filled = negatives
-    if HAS_FILL:
-        filled = tl.minimum(tl.load(fill), negatives).to(tl.int32)
+    counted, own_id, filled = _tokens(
+        token, inside, token_mask, token_ids, fill, negatives, HAS_MASK, HAS_IDS, HAS_FILL
+    )
     positive = tl.load(positives + token, mask=inside, other=0.0)
     tau = tl.load(temperature)
     scale = _LOG2_E / tau
