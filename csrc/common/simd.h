@@ -1,21 +1,13 @@
-// Loops that the compiler vectorises, compiled once per instruction set and chosen when the library loads.
+// Vector registers of every instruction set that the library is compiled for.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
 
-// A wheel is built for the oldest processor it must run on; without clones its loops would stay there too.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define VLKD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define VLKD_CLONES
-#endif
-
-// The same for functions that are written per instruction set, which every compiler of this processor can do.
+// A wheel is built for the oldest processor it must run on; functions compiled for newer ones are chosen when it runs
+// (instruction_set.h).
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #define VLKD_AVX2 __attribute__((target("avx2,fma")))
 #define VLKD_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
@@ -30,37 +22,6 @@ namespace vlkd {
 
 template <typename T>
 constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
-
-VLKD_INLINE double exp(double x) {
-  return std::exp(x);
-}
-
-// e^x for x <= 88, within 1 unit in the last place (0.98 at worst over [-87.3, 0], against float64); 0 below -87.3,
-// also for -infinity, and NaN for NaN. The polynomial is Cephes'. Branch-free, because a call stops vectorisation.
-VLKD_INLINE float exp(float x) {
-  constexpr float kLowest = -87.3f;
-  constexpr float kLog2e = 1.44269504f;
-  constexpr float kLn2High = 0.693359375f;
-  constexpr float kLn2Low = -2.12194440e-4f;
-  constexpr float kRound = 12582912.0f; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const float clamped = x < kLowest ? kLowest : x;
-  const float shifted = clamped * kLog2e + kRound;
-  const float n = shifted - kRound;
-  const float r = (clamped - n * kLn2High) - n * kLn2Low;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = static_cast<int32_t>(static_cast<uint32_t>(bits) << 23) + 0x3f800000;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return x < kLowest ? 0.0f : p * power;
-}
 
 // e^x - 1 - x for |x| <= 1/2 from its series, where the closed form would cancel; V is T or a vector of it.
 template <typename V, typename T>
