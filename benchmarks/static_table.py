@@ -83,7 +83,7 @@ def _attention(
         s, t = (torch.empty(16, 12, length, width, dtype=dtype, device="meta") for width in (width_s, width_t))
         mask = torch.empty(16, 1, 1, length, dtype=torch.bool, device="meta")
         query_mask = torch.empty(16, length, dtype=torch.bool, device="meta")
-        arguments = (s, s, t, t, 0.125, 0.125, mask, query_mask, False, distance, True)
+        arguments = (s, s, t, t, 0.125, 0.125, mask, query_mask, False, distance, True, True)
         with mock.patch.object(attention_mse, "capability", lambda _: divmod(architecture, 10)):
             return record(attention_mse, lambda: attention_mse.launch(*arguments))
 

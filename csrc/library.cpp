@@ -1,8 +1,8 @@
 // Every operator's schema on one page, and the Python module that tells how this library was built.
 //
 // Legend: B batch, H heads, L queries, M keys, D head width, N tokens, E embedding width, K queue rows.
-// `loss_sum` and `count` are 0-d, float32 (float64 for float64 inputs); gradients are those of `loss_sum`, not
-// normalised, of the same type, and empty when `with_grad` is false.
+// Losses and `count`, the number of rows or tokens that count, are 0-d, float32 (float64 for float64 inputs); gradients are of
+// the same type, and empty when `with_grad` is false. `loss_sum` is not normalised, and its gradients are not.
 
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
@@ -17,11 +17,12 @@
 TORCH_LIBRARY(vlkd, m) {
   // q_s [B, H, L, Ds], k_s [B, Hs, M, Ds], q_t [B, H, L, Dt], k_t [B, Ht, M, Dt]; Hs and Ht divide H.
   // attn_mask bool, 4-d, broadcastable to [B, H, L, M]; query_mask bool [B, L]; distance "mse" or "kl".
-  // grad_q has the shape of q_s, grad_k of k_s.
+  // loss is the mean over the counted rows or their sum. grad_q has the shape of q_s, grad_k of k_s; multiplied by `scale`,
+  // 0-d, they are the gradients of `loss`: a kernel that knows the count only at its end leaves the division to its caller.
   m.def(
       "attention_mse(Tensor q_s, Tensor k_s, Tensor q_t, Tensor k_t, float scale_s, float scale_t, "
-      "Tensor? attn_mask, Tensor? query_mask, bool is_causal, str distance, bool with_grad) "
-      "-> (Tensor loss_sum, Tensor count, Tensor grad_q, Tensor grad_k)");
+      "Tensor? attn_mask, Tensor? query_mask, bool is_causal, str distance, bool mean, bool with_grad) "
+      "-> (Tensor loss, Tensor count, Tensor scale, Tensor grad_q, Tensor grad_k)");
 
   // h_s, h_t [N, E], negatives [K, E], fill int64 0-d, negative_ids int64 [K]; token_mask bool and token_ids int64 [N].
   // Exactly one of `temperature` and `temperature_tensor` (0-d) is given. grad_h [N, E], grad_temperature 0-d;

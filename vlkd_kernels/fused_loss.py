@@ -1,8 +1,8 @@
 """The one autograd wrapper of the fused losses.
 
 A fused loss is a scalar whose gradient is known once its forward has the probabilities, so every backend's forward returns
-the loss sum, the count of counted rows and, when it is wanted, the gradient of the *sum*. Nothing is left for the backward
-but one multiplication by grad_out / count, done in float32: a float16 gradient of a mean over many entries would underflow.
+the loss and, when it is wanted, the gradient but for a factor. Nothing is left for the backward but one multiplication by
+that factor and grad_out, done in float32: a float16 gradient of a mean over many entries would underflow.
 """
 
 from __future__ import annotations
@@ -20,45 +20,43 @@ def wants_gradient(*inputs: object) -> bool:
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
-def fused_loss(
-    loss_sum: Tensor,
-    count: Tensor,
-    reduction: str,
-    inputs: tuple[Tensor, ...],
-    gradients: tuple[Tensor, ...],
-) -> Tensor:
+def reduced(loss_sum: Tensor, count: Tensor, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, count and the factor that makes of the loss sum's gradient that of the loss; a count of 0 gives a mean of 0."""
+    scale = count.clamp(min=1).reciprocal() if mean else torch.ones_like(count)
+    return loss_sum * scale, count, scale
+
+
+def fused_loss(loss: Tensor, scale: Tensor, inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]) -> Tensor:
     """The loss with its known gradients attached.
 
     Args:
-        loss_sum: scalar, sum over the counted rows, float32 (float64 for float64 inputs), not part of a graph.
-        count: scalar of the same dtype, how many rows count.
-        reduction: "mean" divides by the count (a count of 0 gives 0), "sum" does not.
+        loss: scalar, float32 (float64 for float64 inputs), not part of a graph.
+        scale: scalar of the same dtype.
         inputs: the tensors that a gradient goes to, where they require one.
-        gradients: the gradient of `loss_sum` for each input; empty when no gradient is wanted.
+        gradients: for each input what, multiplied by `scale`, is its gradient; empty when no gradient is wanted.
 
     Raises:
         RuntimeError: a transform of torch.func is to differentiate the loss.
     """
-    scale = count.clamp(min=1).reciprocal() if reduction == "mean" else torch.ones_like(count)
     if not gradients:
-        return loss_sum * scale
+        return loss
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "vlkd_kernels losses are differentiated by backward() or torch.autograd.grad, not by the transforms of "
             "torch.func; for those use the formula in the op's reference.py."
         )
-    return _FusedLoss.apply(loss_sum, scale, len(inputs), *inputs, *gradients)  # type: ignore[return-value]
+    return _FusedLoss.apply(loss, scale, len(inputs), *inputs, *gradients)  # type: ignore[return-value]
 
 
 class _FusedLoss(torch.autograd.Function):
-    """loss_sum * scale, whose gradient for each input is grad_out * scale * gradient."""
+    """The loss, whose gradient for each input is grad_out * scale * gradient."""
 
     @staticmethod
-    def forward(ctx: Any, loss_sum: Tensor, scale: Tensor, arity: int, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, scale: Tensor, arity: int, *tensors: Tensor) -> Tensor:
         inputs, gradients = tensors[:arity], tensors[arity:]
         ctx.save_for_backward(scale, *gradients)
         ctx.forms = [(x.dtype, x.shape) for x in inputs]
-        return loss_sum * scale
+        return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -82,9 +80,16 @@ def _formed(gradient: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
 
 def _rescaled(grad_out: Tensor, scale: Tensor, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
     factor = grad_out * scale
-    if _last_backward():
-        return tuple(gradient.mul_(factor) for gradient in gradients)
-    return tuple(gradient * factor for gradient in gradients)
+    if not _last_backward():
+        return tuple(gradient * factor for gradient in gradients)
+    if _is_one(factor):
+        return tuple(gradients)
+    return tuple(gradient.mul_(factor) for gradient in gradients)
+
+
+def _is_one(factor: Tensor) -> bool:
+    """Whether a multiplication can be left out; never asked where the host would wait, or where there is no value yet."""
+    return factor.is_cpu and type(factor) is Tensor and factor.item() == 1
 
 
 def _last_backward() -> bool:

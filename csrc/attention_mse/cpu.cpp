@@ -24,6 +24,7 @@
 namespace vlkd {
 namespace {
 
+constexpr double kLog2e = 1.4426950408889634;
 constexpr int64_t kSlabs = 32;              // as many as keep some dozen threads busy
 constexpr int64_t kWorthASlab = 1 << 16;    // entries of a map
 constexpr int64_t kWorkOfAnEntry = 8;       // as `grain` counts: some hundred multiply-adds and two exponentials
@@ -91,7 +92,7 @@ Code<T> code(const Problem<T>& p) {
   return {work_baseline<T>, Workspace<T>::template size<T, Baseline>};
 }
 
-using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // How many slabs each of `key_heads` heads is cut into: enough to share, none too small, not too much memory for their dK.
 template <typename T>
@@ -103,17 +104,19 @@ int64_t slabs_per_head(const Problem<T>& p, int64_t key_heads) {
 }
 
 template <typename T>
-Outputs run(Problem<T> p, const at::Tensor& q_s, const at::Tensor& k_s) {
+Outputs run(Problem<T> p, const at::Tensor& q_s, const at::Tensor& k_s, bool mean) {
   const at::TensorOptions options = q_s.options().dtype(accumulation_type(q_s));
   const int64_t key_heads = k_s.size(0) * k_s.size(1), size = p.keys * p.q_s.width;
   at::Tensor grad_q = at::empty(p.with_grad ? q_s.sizes() : at::IntArrayRef{0}, options);
   at::Tensor grad_k = at::empty(p.with_grad ? k_s.sizes() : at::IntArrayRef{0}, options);
-  double loss = 0, count = 0;
-  if (q_s.numel() == 0 || k_s.numel() == 0) {
+  const int64_t count = q_s.numel() == 0 || k_s.numel() == 0 ? 0 : p.counted_rows();
+  double loss = 0;
+  if (count == 0) {
     grad_q.zero_();
     grad_k.zero_();
   } else {
     p.cut_tiles();
+    p.weight = T(1) / static_cast<T>(mean ? count : 1);
     p.grad_q = grad_q.mutable_data_ptr<T>();
     const int64_t parts = slabs_per_head(p, key_heads), tiles = p.group_s * p.tiles;
     const at::Tensor partial = parts > 1 && p.with_grad ? at::empty({key_heads, parts, size}, options) : grad_k;
@@ -121,7 +124,7 @@ Outputs run(Problem<T> p, const at::Tensor& q_s, const at::Tensor& k_s) {
     for (int64_t i = 0; i < key_heads * parts; ++i) {
       const int64_t part = i % parts;
       T* to = p.with_grad ? partial.mutable_data_ptr<T>() + i * size : nullptr;
-      slabs[i] = {i / parts, tiles * part / parts, tiles * (part + 1) / parts, to, 0, 0};
+      slabs[i] = {i / parts, tiles * part / parts, tiles * (part + 1) / parts, to, 0};
     }
     const Code<T> code = vlkd::code(p);
     const int64_t memory = code.memory(p), slab_entries = p.group_s * p.queries * p.keys / parts;
@@ -131,16 +134,15 @@ Outputs run(Problem<T> p, const at::Tensor& q_s, const at::Tensor& k_s) {
       T* own = workspace.mutable_data_ptr<T>() + at::get_thread_num() * memory;
       code.work(p, slabs.data() + begin, slabs.data() + end, own);
     });
-    for (const Slab<T>& slab : slabs) {
-      loss += slab.loss;
-      count += slab.count;
-    }
+    for (const Slab<T>& slab : slabs) loss += slab.loss;
+    loss /= mean ? count : 1;
     if (parts > 1 && p.with_grad) {
       at::Tensor total = grad_k.view({key_heads, size});
       at::sum_out(total, partial, /*dim=*/1);
     }
   }
-  return {at::scalar_tensor(loss, options), at::scalar_tensor(count, options), grad_q, grad_k};
+  const auto scalar = [&](double value) { return at::scalar_tensor(value, options); };
+  return {scalar(loss), scalar(static_cast<double>(count)), scalar(1), grad_q, grad_k};
 }
 
 Visibility visibility(
@@ -163,7 +165,7 @@ Visibility visibility(
   return result;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_mse_cpu(
+Outputs attention_mse_cpu(
     const at::Tensor& q_s,
     const at::Tensor& k_s,
     const at::Tensor& q_t,
@@ -174,6 +176,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_mse_cpu(
     const std::optional<at::Tensor>& query_mask,
     bool is_causal,
     std::string_view distance,
+    bool mean,
     bool with_grad) {
   const PlainArithmetic plain;
   check_arguments(q_s, k_s, q_t, k_t, attn_mask, query_mask, distance);
@@ -191,11 +194,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_mse_cpu(
     problem.queries = q_s.size(2);
     problem.keys = k_s.size(2);
     problem.scale_s = static_cast<T>(scale_s);
-    problem.scale_t = static_cast<T>(scale_t);
+    problem.base_2_s = static_cast<T>(scale_s * kLog2e);
+    problem.base_2_t = static_cast<T>(scale_t * kLog2e);
     problem.visibility = visibility(q_s, k_s, attn_mask, query_mask, is_causal);
     problem.kl = distance == "kl";
     problem.with_grad = with_grad;
-    return run(problem, q_s, k_s);
+    return run(problem, q_s, k_s, mean);
   };
   return accumulation_type(q_s) == at::kDouble ? run_in(double{}) : run_in(float{});
 }

@@ -5,7 +5,9 @@
 #include "arguments.h"
 #include "head.cuh"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sum.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -51,7 +53,7 @@ void launch(const HeadProblem& problem, int64_t blocks) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_mse_cuda(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_mse_cuda(
     const at::Tensor& q_s,
     const at::Tensor& k_s,
     const at::Tensor& q_t,
@@ -62,6 +64,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_mse_cuda(
     const std::optional<at::Tensor>& query_mask,
     bool is_causal,
     std::string_view distance,
+    bool mean,
     bool with_grad) {
   check_arguments(q_s, k_s, q_t, k_t, attn_mask, query_mask, distance);
   const at::ScalarType type = q_s.scalar_type();
@@ -122,7 +125,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_mse_cuda(
         found, "attention_mse: no CUDA kernel for keys ", k_s.sizes(), " and ", k_t.sizes(), "; see visit_plan in head.cuh");
   }
   const at::Tensor totals = sums.sum(1);
-  return {totals[0], totals[1], grad_q, grad_k};
+  const at::Tensor count = totals[1], scale = mean ? count.clamp_min(1).reciprocal() : at::scalar_tensor(1, options);
+  return {totals[0] * scale, count, scale, grad_q, grad_k};
 }
 
 } // namespace

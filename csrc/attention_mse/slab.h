@@ -78,11 +78,26 @@ struct Problem {
   Operand q_s, k_s, q_t, k_t;
   int64_t batch, heads, group_s, group_t; // B; H; query heads that share a key head of the student, of the teacher
   int64_t queries, keys;           // L, M
-  T scale_s, scale_t;
+  T scale_s, weight;        // of the student's scores, of a counted row's gradient
+  T base_2_s, base_2_t;     // the scales times log2(e): the maps' rows are logits of base 2
   Visibility visibility;
   bool kl, with_grad;
   T* grad_q; // [B, H, L, D_s]
   int64_t tile_rows, tiles; // R; tiles of a head
+
+  int64_t counted_rows() const {
+    if (visibility.mask == nullptr && visibility.counted == nullptr) return batch * heads * queries;
+    int64_t count = 0;
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t h = 0; h < heads; ++h) {
+        for (int64_t i = 0; i < queries; ++i) count += visibility.counts(b, h, i, last_key(i));
+      }
+    }
+    return count;
+  }
+
+  // One more than the last key that row i may see.
+  int64_t last_key(int64_t i) const { return visibility.causal ? std::min(keys, i + 1) : keys; }
 
   void cut_tiles() {
     tile_rows = std::clamp<int64_t>(kTileEntries / keys / 8 * 8, 8, kTileRows);
@@ -112,7 +127,6 @@ struct Slab {
   int64_t key_head, begin, end; // key_head of the flattened [B * H_k]
   T* grad_k;                    // [M, D_s], the sum over these tiles
   double loss;
-  int64_t count;
 };
 
 // A thread's working memory, one allocation cut to pieces of whole cache lines. Entries (gemm.h) are as wide as sums and
@@ -130,6 +144,7 @@ class Workspace {
   int64_t cut(const Problem<T>& p, T* memory) {
     using G = Gemm<Entry, Isa>;
     const int64_t rows = G::padded(p.tile_rows), keys = G::padded(p.keys), width = G::padded(p.q_s.width);
+    const int64_t map_row = G::row_stride(p.keys);
     int64_t used = 0;
     const auto take = [&](int64_t count) {
       constexpr int64_t kLine = 64 / sizeof(T);
@@ -144,8 +159,8 @@ class Workspace {
     q_t = take(rows * width_t);
     across_s = take(width_s * keys);
     across_t = take(width_t * keys);
-    s = take(rows * keys);
-    t = take(rows * keys);
+    s = take(rows * map_row);
+    t = take(rows * map_row);
     if (p.with_grad) {
       down_k = take(entries<Entry>(p.keys) * width);
       down_q = take(entries<Entry>(rows) * width);
@@ -173,10 +188,10 @@ VLKD_INLINE void work_on_rows(
   Row<T> rows[kRowsTogether];
   int64_t counted = 0;
   for (int64_t r = 0; r < count; ++r, s += stride, t += stride) {
-    const int64_t i = first + r, keys = p.visibility.causal ? std::min(p.keys, i + 1) : p.keys;
+    const int64_t i = first + r, keys = p.last_key(i);
     const bool* mask = p.visibility.row_mask(b, h, i, keys, scratch + r * p.keys);
-    const int64_t visible = !p.visibility.row_counts(b, i) ? 0 : mask == nullptr ? keys : hide(s, t, mask, keys);
-    if (visible > 0) {
+    if (p.visibility.counts(b, h, i, keys)) {
+      const int64_t visible = mask == nullptr ? keys : hide(s, t, mask, keys);
       std::fill(s + keys, s + V::padded(keys), kMinusInfinity<T>);
       std::fill(t + keys, t + V::padded(keys), kMinusInfinity<T>);
       rows[counted++] = {s, t, mask, keys, visible};
@@ -184,8 +199,8 @@ VLKD_INLINE void work_on_rows(
       std::fill_n(s, padded_keys, T(0));
     }
   }
-  slab.count += counted;
-  slab.loss += p.kl ? kl_rows<V>(rows, counted, p.scale_s) : mse_rows<V>(rows, counted, p.scale_s, p.with_grad);
+  const T factor = p.scale_s * p.weight;
+  slab.loss += p.kl ? kl_rows<V>(rows, counted, factor) : mse_rows<V>(rows, counted, factor, p.with_grad);
   if (!p.with_grad) return;
   for (const Row<T>* row = rows; row < rows + counted; ++row) {
     if (row->mask != nullptr) clear(row->s, row->mask, row->keys);
@@ -224,7 +239,7 @@ template <typename Entry, typename Isa, typename T>
 VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspace<T>& memory) {
   using G = Gemm<Entry, Isa>;
   const int64_t key_heads = p.heads / p.group_s, b = slab.key_head / key_heads, width = p.q_s.width;
-  const int64_t all_keys = G::padded(p.keys), all_width = G::padded(width); // rows of the maps, of the gradients
+  const int64_t all_keys = G::padded(p.keys), all_width = G::padded(width), map_row = G::row_stride(p.keys);
   const int64_t entries_s = entries<Entry>(width), entries_t = entries<Entry>(p.q_t.width);
   const auto piece = [](T* data) __attribute__((always_inline)) { return reinterpret_cast<Entry*>(data); };
   const typename G::Panels across_s{piece(memory.across_s), entries_s, p.keys};
@@ -240,14 +255,14 @@ VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspac
       G::pack(piece(memory.down_k), k_s.numbers(), k_s.numbers_stride(), p.keys, width);
       down_k.data = piece(memory.down_k);
     }
-    std::fill_n(grad_k, all_keys * all_width, T(0));
+    if (p.visibility.causal) std::fill_n(grad_k, all_keys * all_width, T(0));
   }
   int64_t packed_head = -1; // of the teacher
   for (int64_t tile = slab.begin; tile < slab.end; ++tile) {
     const int64_t h = slab.key_head % key_heads * p.group_s + tile / p.tiles;
     const int64_t first = tile % p.tiles * p.tile_rows, rows = std::min(p.tile_rows, p.queries - first);
     const int64_t all_rows = G::padded(rows);
-    const int64_t keys = p.visibility.causal ? std::min(p.keys, first + rows) : p.keys;
+    const int64_t keys = p.last_key(first + rows - 1);
     if (h / p.group_t != packed_head) {
       packed_head = h / p.group_t;
       const Rows<Entry> k_t = rows_of(p.k_t, b, packed_head, 0, p.keys, p.keys, piece(memory.k_t));
@@ -255,22 +270,22 @@ VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspac
     }
     const Rows<Entry> q_s = rows_of(p.q_s, b, h, first, rows, all_rows, piece(memory.q_s));
     const Rows<Entry> q_t = rows_of(p.q_t, b, h, first, rows, all_rows, piece(memory.q_t));
-    G::multiply(memory.s, all_keys, q_s.data, q_s.stride, 1, across_s, rows, keys, entries_s, p.scale_s, false);
-    G::multiply(memory.t, all_keys, q_t.data, q_t.stride, 1, across_t, rows, keys, entries_t, p.scale_t, false);
+    G::multiply(memory.s, map_row, q_s.data, q_s.stride, 1, across_s, rows, keys, entries_s, p.base_2_s, false);
+    G::multiply(memory.t, map_row, q_t.data, q_t.stride, 1, across_t, rows, keys, entries_t, p.base_2_t, false);
     const int64_t next = b * p.heads + h + 1; // its inputs come while this head's rows are worked on
     for (int64_t r = 0; r < rows; r += kRowsTogether) {
       const int64_t count = std::min(kRowsTogether, rows - r);
       if (next < p.batch * p.heads) prefetch(p, next / p.heads, next % p.heads, first + r, count);
       work_on_rows<T, Isa>(
-          p, slab, memory.mask, memory.s + r * all_keys, memory.t + r * all_keys, all_keys, b, h, first + r, count,
+          p, slab, memory.mask, memory.s + r * map_row, memory.t + r * map_row, map_row, b, h, first + r, count,
           G::padded(keys));
     }
     if (!p.with_grad) continue;
     Gradient<Entry> g;
     if constexpr (EntryTraits<Entry>::kNumbers == 1) {
-      g = {memory.s, memory.s, all_keys, all_keys};
+      g = {memory.s, memory.s, map_row, map_row};
     } else {
-      g = paired<Isa>(memory.s, memory.t, rows, all_keys, G::padded(keys));
+      g = paired<Isa>(memory.s, memory.t, rows, map_row, G::padded(keys));
     }
     T* const out = p.grad_q + ((b * p.heads + h) * p.queries + first) * width;
     T* const grad_q = all_rows == rows && all_width == width ? out : memory.grad_q;
@@ -283,7 +298,8 @@ VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspac
       G::pack(piece(memory.down_q), q_s.numbers(), q_s.numbers_stride(), rows, width);
       down_q.data = piece(memory.down_q);
     }
-    G::multiply(grad_k, all_width, g.columns, 1, g.column, down_q, keys, width, entries<Entry>(rows), T(1), true);
+    const bool add = tile > slab.begin || p.visibility.causal; // whose first tile does not reach the last keys
+    G::multiply(grad_k, all_width, g.columns, 1, g.column, down_q, keys, width, entries<Entry>(rows), T(1), add);
   }
   if (p.with_grad && grad_k != slab.grad_k) {
     for (int64_t j = 0; j < p.keys; ++j) std::copy_n(grad_k + j * all_width, width, slab.grad_k + j * width);

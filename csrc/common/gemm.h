@@ -57,6 +57,13 @@ struct Gemm {
   // Rows and columns are padded to this, so that no step has a remainder.
   static constexpr int64_t padded(int64_t size) { return (size + kPadding - 1) / kPadding * kPadding; }
 
+  // From row to row of a matrix of n columns that is read along its columns too: an odd number of cache lines, for rows a
+  // power of two apart would share a few sets of the cache.
+  static constexpr int64_t row_stride(int64_t n) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    return ((padded(n) + kLine - 1) / kLine | 1) * kLine;
+  }
+
   // B = src transposed, src [n, k] with rows `stride` apart; columns from n to padded(n) are 0. Takes k * padded(n) entries.
   static VLKD_INLINE void pack_transposed(
       Entry* __restrict to, const Entry* __restrict src, int64_t stride, int64_t n, int64_t k) {

@@ -101,9 +101,9 @@ def forward(
         attn_mask = attn_mask[(None,) * (4 - attn_mask.ndim)]
     if kernel is None:
         outputs = torch.ops.vlkd.attention_mse(
-            q_s, k_s, q_t, k_t, scale_s, scale_t, attn_mask, query_mask, is_causal, distance, with_grad
+            q_s, k_s, q_t, k_t, scale_s, scale_t, attn_mask, query_mask, is_causal, distance, False, with_grad
         )
-        return tuple(x.cpu() for x in outputs)  # type: ignore[return-value]
+        return tuple(outputs[i].cpu() for i in (0, 1, 3, 4))  # type: ignore[return-value]
     (batch, heads, queries, _), (_, key_heads, keys, _) = q_s.shape, k_s.shape
     problem = Problem(*(head_input(x, q_s.dtype) for x in (q_s, k_s, q_t, k_t)))
     if attn_mask is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from vlkd_kernels import RingQueue, attention_mse, token_nce
+from vlkd_kernels import RingQueue, attention_mse, fused_loss, token_nce
 
 OPS = ("attention_mse", "token_nce")
 
@@ -42,8 +42,12 @@ def test_two_backwards_of_one_graph_agree(op: str, backend: str) -> None:
     x = student(op)
     loss = loss_of(op, backend)(x)
     first = torch.autograd.grad(loss, x, torch.tensor(3.0, device=DEVICE), retain_graph=True)[0]
-    second = torch.autograd.grad(loss, x, torch.tensor(1.5, device=DEVICE))[0]
-    torch.testing.assert_close(first, 2 * second)
+    second = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    torch.testing.assert_close(first, 3 * second)
+    third, expected = torch.autograd.grad(loss, x, retain_graph=True)[0], second.clone()
+    second.zero_()  # a result is its owner's to change
+    assert torch.equal(third, expected)
+    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -190,6 +194,14 @@ def test_nothing_is_asked_of_the_device(backend: str | None) -> None:
         assert x.grad is not None and h.grad is not None and tau.grad is not None
 
 
+def test_only_a_cpu_is_asked_whether_the_incoming_gradient_is_one() -> None:
+    assert fused_loss._is_one(torch.ones(()))
+    assert not fused_loss._is_one(torch.full((), 2.0))
+    assert not fused_loss._is_one(torch.ones((), device="meta"))  # where .item() raises
+    with FakeTensorMode():
+        assert not fused_loss._is_one(torch.ones(()))
+
+
 def test_opcheck_of_the_triton_operators() -> None:
     need("attention_mse", "triton")
     from vlkd_kernels.attention_mse.triton import forward as attention
@@ -199,8 +211,8 @@ def test_opcheck_of_the_triton_operators() -> None:
     h, ids = draw(5, 8, seed=0), torch.arange(5, device=DEVICE)
     fill, tau = torch.tensor(3, device=DEVICE), torch.tensor(0.1, device=DEVICE)
     for op, arguments in (
-        (attention, (x, x, x, x, 0.3, 0.3, mask, None, True, "kl", True)),
-        (attention, (x, x, x, x, 0.3, 0.3, None, None, False, "mse", False)),
+        (attention, (x, x, x, x, 0.3, 0.3, mask, None, True, "kl", True, True)),
+        (attention, (x, x, x, x, 0.3, 0.3, None, None, False, "mse", False, False)),
         (nce, (h, h, h, fill, ids, ids > 1, ids, None, tau, True, False, True, True)),
         (nce, (h, h, h, None, None, None, None, 0.1, None, False, False, False, False)),
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from native_cases import DTYPES, assert_true_to, attention_inputs, needs_extension, poisoned_memory, processor_flags  # noqa: F401
@@ -52,15 +54,20 @@ def check_attention(tensors: list, **options: object) -> None:
     options = {"scale_s": 0.35, "scale_t": 0.28, "attn_mask": None, "query_mask": None, "is_causal": False} | options
     options = {"distance": "mse"} | options
     names = ("scale_s", "scale_t", "attn_mask", "query_mask", "is_causal", "distance")
-    got = attention.forward(*tensors, *(options[name] for name in names), True)
+    run = functools.partial(attention.forward, *tensors, *(options[name] for name in names))
+    got, mean = run(False, True), run(True, True)
     dtype = tensors[0].dtype
     truth, naive = attention_truth(tensors, torch.float64, options), attention_truth(tensors, dtype, options)
     moved = (0.0, 0.0, *moved_by_rounding(tensors, options))
-    for true, value, plain, bound in zip(truth, got, naive, moved, strict=True):
+    for true, value, plain, bound in zip(truth, (*got[:2], *got[3:]), naive, moved, strict=True):
         assert_true_to(true, value, plain, dtype, bound)
-    without = attention.forward(*tensors, *(options[name] for name in names), False)
+    assert mean[1] == got[1] and mean[2] == got[2] == 1
+    rows = got[1].double().clamp(min=1)
+    for i, value in zip((0, 2, 3), (mean[0], *mean[3:]), strict=True):
+        assert_true_to(truth[i] / rows, value, naive[i].double() / rows, dtype, moved[i] / rows)
+    without = run(False, False)
     assert torch.equal(without[0], got[0]) and torch.equal(without[1], got[1])
-    assert without[2].shape == without[3].shape == (0,)
+    assert without[3].shape == without[4].shape == (0,)
 
 
 def attention_mask(form: str, b: int, h: int, q: int, m: int) -> Tensor:
@@ -131,7 +138,7 @@ def test_attention_reads_through_strides_and_mixed_dtypes() -> None:
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in mixed[:2]]
     strided += [x.mT.contiguous().mT for x in mixed[2:]]
     assert not any(x.is_contiguous() for x in strided)
-    options = (0.35, 0.28, None, None, False, "mse", True)
+    options = (0.35, 0.28, None, None, False, "mse", False, True)
     for plain, got in zip(attention.forward(*mixed, *options), attention.forward(*strided, *options), strict=True):
         assert torch.equal(plain, got)
     check_attention(mixed)
@@ -160,17 +167,17 @@ def test_attention_multiplies_bfloat16_of_every_width_and_layout(widths: tuple, 
 @pytest.mark.skipif("avx512_bf16" not in processor_flags(), reason="no bfloat16 units")
 def test_attention_uses_the_bfloat16_units() -> None:
     tensors = attention_inputs(1, 2, 33, 40, dtype=torch.bfloat16)
-    options = (0.35, 0.28, None, None, False, "mse", True)
+    options = (0.35, 0.28, None, None, False, "mse", False, True)
     units, converted = (attention.forward(*inputs, *options) for inputs in (tensors, [x.float() for x in tensors]))
     assert abs(units[0] / converted[0] - 1) < 1e-6
-    assert not torch.equal(units[2], converted[2]) and not torch.equal(units[3], converted[3])
+    assert not torch.equal(units[3], converted[3]) and not torch.equal(units[4], converted[4])
 
 
 @pytest.mark.parametrize("distance", ["mse", "kl"])
 def test_attention_of_identical_models_is_exactly_zero(distance: str) -> None:
     q, k, _, _ = attention_inputs(2, 3, 33, 70)
-    loss, count, grad_q, grad_k = attention.forward(
-        q, k, q.clone(), k.clone(), 1.0, 1.0, None, None, True, distance, True
+    loss, count, _, grad_q, grad_k = attention.forward(
+        q, k, q.clone(), k.clone(), 1.0, 1.0, None, None, True, distance, False, True
     )
     assert (loss.item(), count.item()) == (0, 2 * 3 * 33)
     assert not grad_q.any() and not grad_k.any()
@@ -190,7 +197,7 @@ def test_attention_keeps_its_digits_near_the_teacher(distance: str, gap: float) 
         logits = 2 * torch.randn(1, 1, 100, m)
         student = logits + gap * torch.randn_like(logits)
         keys = torch.eye(m)[None, None]
-        loss = attention.forward(student, keys, logits, keys, 1.0, 1.0, None, None, False, distance, False)[0].item()
+        loss = attention.forward(student, keys, logits, keys, 1.0, 1.0, None, None, False, distance, False, False)[0].item()
         options = {"scale_s": 1.0, "scale_t": 1.0, "distance": distance}
         truth, _ = reference.loss(*(x.double() for x in (student, keys, logits, keys)), **options)
         p, t = student.double().softmax(-1), logits.double().softmax(-1)
@@ -207,7 +214,7 @@ def test_attention_keeps_its_digits_near_the_teacher(distance: str, gap: float) 
 def test_attention_kl_stays_finite_when_the_maps_are_far_apart() -> None:
     q = torch.tensor([[[[300.0], [-300.0]]]])
     k = torch.tensor([[[[1.0], [-1.0]]]])
-    loss, _, grad_q, grad_k = attention.forward(q, k, -q, k, 1.0, 1.0, None, None, False, "kl", True)
+    loss, _, _, grad_q, grad_k = attention.forward(q, k, -q, k, 1.0, 1.0, None, None, False, "kl", False, True)
     assert loss.item() == pytest.approx(1200)  # two rows, each a certain teacher against a student 600 away
     assert grad_q.isfinite().all() and grad_k.isfinite().all()
 
@@ -216,7 +223,7 @@ def test_attention_kl_stays_finite_when_the_maps_are_far_apart() -> None:
 def test_attention_without_a_row_is_zero(b: int, h: int, q: int, m: int) -> None:
     q_s, k_s, q_t, k_t = attention_inputs(b, h, q, m)
     hidden = torch.zeros(1, 1, 1, m, dtype=torch.bool)
-    loss, count, grad_q, grad_k = attention.forward(q_s, k_s, q_t, k_t, 1.0, 1.0, hidden, None, False, "mse", True)
+    loss, count, _, grad_q, grad_k = attention.forward(q_s, k_s, q_t, k_t, 1.0, 1.0, hidden, None, False, "mse", False, True)
     assert (loss.item(), count.item()) == (0, 0)
     assert grad_q.shape == q_s.shape and grad_k.shape == k_s.shape
     assert not grad_q.any() and not grad_k.any()
@@ -228,7 +235,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(shape: tuple[int, int, 
     threads, results = torch.get_num_threads(), []
     for number in (1, 2, 3):
         torch.set_num_threads(number)
-        results.append(attention.forward(*inputs, 0.3, 0.3, None, None, False, "mse", True))
+        results.append(attention.forward(*inputs, 0.3, 0.3, None, None, False, "mse", False, True))
     torch.set_num_threads(threads)
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
@@ -237,7 +244,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(shape: tuple[int, int, 
 def test_attention_allocates_chunks_and_never_a_map() -> None:
     q_s, k_s, q_t, k_t = attention_inputs(1, 1, 4000, 3000)  # one map: 48 MB
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        attention.forward(q_s, k_s, q_t, k_t, 1.0, 1.0, None, None, True, "mse", True)
+        attention.forward(q_s, k_s, q_t, k_t, 1.0, 1.0, None, None, True, "mse", False, True)
     allocated = sum(e.cpu_memory_usage for e in record.events() if e.name in ("aten::empty", "aten::zeros"))
     inputs = sum(x.nbytes for x in (q_s, k_s, q_t, k_t))
     assert 2**20 < allocated < 2 * 2**23 + 2 * inputs

@@ -18,8 +18,8 @@ def calls() -> list[tuple[str, tuple]]:
     ids, more_ids = torch.arange(5), torch.arange(7)
     queue = Ring(4, 3)
     return [
-        ("attention_mse", (q_s, k_s, q_t, k_t, 0.3, 0.2, mask, counted, True, "mse", True)),
-        ("attention_mse", (q_s.double(), k_s.double(), q_t, k_t, 0.3, 0.2, None, None, False, "kl", False)),
+        ("attention_mse", (q_s, k_s, q_t, k_t, 0.3, 0.2, mask, counted, True, "mse", True, True)),
+        ("attention_mse", (q_s.double(), k_s.double(), q_t, k_t, 0.3, 0.2, None, None, False, "kl", False, False)),
         (
             "token_nce",
             (h_s, h_t, negatives, torch.tensor(3), more_ids, ids > 1, ids, 0.1, None, True, True, True, True),
@@ -88,7 +88,7 @@ def test_raw_operators_refuse_what_they_would_misread() -> None:
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         torch.ops.vlkd.attention_mse(*attend[:3], attend[3][:, :, :2], *attend[4:])
     with pytest.raises(RuntimeError, match="distance must be"):
-        torch.ops.vlkd.attention_mse(*attend[:9], "cosine", True)
+        torch.ops.vlkd.attention_mse(*attend[:9], "cosine", True, True)
     with pytest.raises(RuntimeError, match="expected h_s and h_t"):
         torch.ops.vlkd.token_nce(compare[0][:, :3], *compare[1:])
     with pytest.raises(RuntimeError, match=r"fill must lie in 0\.\.7, got 8"):

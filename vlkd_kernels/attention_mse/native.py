@@ -24,11 +24,12 @@ def forward(
     query_mask: Tensor | None,
     is_causal: bool,
     distance: str,
+    mean: bool,
     with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss sum, count, and the gradients of the loss sum for q_s and k_s, in float32 (float64 for float64)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.forward`; on the CPU the rows are counted first, so that the scale is 1."""
     return torch.ops.vlkd.attention_mse(
-        q_s, k_s, q_t, k_t, scale_s, scale_t, attn_mask, query_mask, is_causal, distance, with_grad
+        q_s, k_s, q_t, k_t, scale_s, scale_t, attn_mask, query_mask, is_causal, distance, mean, with_grad
     )
 
 
@@ -48,9 +49,11 @@ def _fake(
     query_mask: Tensor | None,
     is_causal: bool,
     distance: str,
+    mean: bool,
     with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.float64 if q_s.dtype == torch.float64 else torch.float32
     grad_q = q_s.new_empty(q_s.shape if with_grad else 0, dtype=dtype)
     grad_k = k_s.new_empty(k_s.shape if with_grad else 0, dtype=dtype)
-    return q_s.new_empty((), dtype=dtype), q_s.new_empty((), dtype=dtype), grad_q, grad_k
+    loss, count, scale = (q_s.new_empty((), dtype=dtype) for _ in range(3))
+    return loss, count, scale, grad_q, grad_k

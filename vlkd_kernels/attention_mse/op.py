@@ -82,7 +82,7 @@ def attention_mse(
     with_grad = wants_gradient(q_s, k_s)
     forward = _nothing if 0 in (*q_s.shape, k_s.shape[2]) else _forward(chosen)
     with torch.no_grad(), without_autocast(q_s):
-        loss_sum, count, *gradients = forward(
+        loss, count, scale, *gradients = forward(
             q_s.to(dtype),
             k_s.to(dtype),
             q_t,
@@ -93,13 +93,14 @@ def attention_mse(
             query_mask,
             is_causal,
             distance,
+            reduction == "mean",
             with_grad,
         )
-    loss = fused_loss(loss_sum, count, reduction, (q_s, k_s), tuple(gradients) if with_grad else ())
+    loss = fused_loss(loss, scale, (q_s, k_s), tuple(gradients) if with_grad else ())
     return (loss, count) if return_count else loss
 
 
-def _forward(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _forward(backend: str) -> Callable[..., tuple[Tensor, ...]]:
     """The backend's forward; all have the signature of `reference.forward`."""
     if backend == "reference":
         from vlkd_kernels.attention_mse.reference import forward
@@ -114,7 +115,7 @@ def _forward(backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor
     return forward
 
 
-def _nothing(q_s: Tensor, k_s: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _nothing(q_s: Tensor, k_s: Tensor, *_: object) -> tuple[Tensor, ...]:
     """No row or no key: loss 0, count 0, zero gradients."""
     zero = torch.zeros((), dtype=accumulator(q_s.dtype), device=q_s.device)
-    return zero, zero.clone(), torch.zeros_like(q_s, dtype=zero.dtype), torch.zeros_like(k_s, dtype=zero.dtype)
+    return zero, zero.clone(), torch.ones_like(zero), torch.zeros_like(q_s, dtype=zero.dtype), torch.zeros_like(k_s, dtype=zero.dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlkd_kernels.dtypes import accumulator
+from vlkd_kernels.fused_loss import reduced
 
 
 def loss(
@@ -56,9 +57,14 @@ def forward(
     query_mask: Tensor | None,
     is_causal: bool,
     distance: str,
+    mean: bool,
     with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss sum, count, and the gradients of the loss sum for q_s and k_s, in float32 (float64 for float64)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, count, scale and gradients, in float32 (float64 for float64).
+
+    The loss is the mean over the counted rows or their sum. Its gradients for q_s and k_s are the last two times the scale:
+    a kernel that knows the count only at its end leaves the division to the multiplication by the incoming gradient.
+    """
     dtype = accumulator(q_s.dtype)
     q_s, k_s, q_t, k_t = (x.to(dtype) for x in (q_s, k_s, q_t, k_t))
     logits_s, logits_t = _logits(q_s, k_s, scale_s), _logits(q_t, k_t, scale_t)
@@ -77,13 +83,14 @@ def forward(
         row_values = _kl_terms(p, t, (log_t - log_p).masked_fill(~used, 0)).sum(-1)
         gradient = difference
     count = counted.sum().to(dtype)
+    values = reduced(row_values.sum(), count, mean)
     if not with_grad:
         empty = q_s.new_empty(0)
-        return row_values.sum(), count, empty, empty.clone()
+        return *values, empty, empty.clone()
     groups = q_s.shape[1] // max(k_s.shape[1], 1)
     grad_q = scale_s * gradient @ k_s.repeat_interleave(groups, dim=1)
     grad_k = scale_s * gradient.mT @ q_s  # one per query head, [B, H, M, D_s]
-    return row_values.sum(), count, grad_q, grad_k.unflatten(1, (k_s.shape[1], groups)).sum(2)
+    return *values, grad_q, grad_k.unflatten(1, (k_s.shape[1], groups)).sum(2)
 
 
 def _logits(q: Tensor, k: Tensor, scale: float) -> Tensor:

@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from vlkd_kernels.attention_mse.kernels import head_kernel, keys_kernel, rows_kernel
+from vlkd_kernels.fused_loss import reduced
 from vlkd_kernels.triton_attention import LOG2_E, MAX_REGISTERS, TileConfig, capability, mask_kind, padded, strided
 
 
@@ -52,9 +53,10 @@ def launch(
     query_mask: Tensor | None,
     is_causal: bool,
     distance: str,
+    mean: bool,
     with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss sum, count, and the gradients of the loss sum for q_s and k_s, as `reference.forward` gives them."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, count, scale and gradients, as `reference.forward` gives them."""
     batch, heads, queries, width_s = q_s.shape
     key_heads, keys, width_t = k_s.shape[1], k_s.shape[2], q_t.shape[3]
     float32 = {"dtype": torch.float32, "device": q_s.device}
@@ -82,7 +84,7 @@ def launch(
                 *inputs, query[0], loss, count, grad_q, grad_k, *strides, *query[1], *shape, *scales,
                 RELOAD_T=shape[2] % shape[1] != 0, **rows_flags, **flags, **_options(config, width_s, width_t),
             )  # fmt: skip
-        return loss.sum(), count.sum(), grad_q, grad_k
+        return *reduced(loss.sum(), count.sum(), mean), grad_q, grad_k
 
     loss = torch.empty(batch, heads, queries, **float32)
     stats = torch.empty(4 if with_grad else 1, batch, heads, queries, **float32)
@@ -100,18 +102,18 @@ def launch(
                 *inputs, stats, grad_k, *strides, *shape, tiles, *scales, loss.numel(),
                 **flags, **_options(config, width_s, width_t),
             )  # fmt: skip
-    return loss.sum(), (stats[0] > 0).sum().float(), grad_q, grad_k
+    return *reduced(loss.sum(), (stats[0] > 0).sum().float(), mean), grad_q, grad_k
 
 
 forward = torch.library.custom_op("vlkd_triton::attention_mse", launch, mutates_args=())
 
 
 @forward.register_fake
-def _(q_s, k_s, q_t, k_t, scale_s, scale_t, attn_mask, query_mask, is_causal, distance, with_grad):
-    scalar = q_s.new_empty((), dtype=torch.float32)
+def _(q_s, k_s, q_t, k_t, scale_s, scale_t, attn_mask, query_mask, is_causal, distance, mean, with_grad):
+    loss, count, scale = (q_s.new_empty((), dtype=torch.float32) for _ in range(3))
     grad_q = q_s.new_empty(q_s.shape if with_grad else 0, dtype=torch.float32)
     grad_k = k_s.new_empty(k_s.shape if with_grad else 0, dtype=torch.float32)
-    return scalar, torch.empty_like(scalar), grad_q, grad_k
+    return loss, count, scale, grad_q, grad_k
 
 
 def _options(config: TileConfig, width_s: int, width_t: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlkd_kernels import backends, checks
 from vlkd_kernels.dtypes import accumulator, compute_dtype, without_autocast
-from vlkd_kernels.fused_loss import fused_loss, wants_gradient
+from vlkd_kernels.fused_loss import fused_loss, reduced, wants_gradient
 from vlkd_kernels.ring_queue import RingQueue
 
 _OP = "token_nce"
@@ -106,8 +106,9 @@ def token_nce(
             in_batch,
             with_grad,
         )
+        loss, count, scale = reduced(loss_sum, count, reduction == "mean")
     inputs = (h_s,) if learned is None else (h_s, learned)
-    loss = fused_loss(loss_sum, count, reduction, inputs, tuple(gradients[: len(inputs)]) if with_grad else ())
+    loss = fused_loss(loss, scale, inputs, tuple(gradients[: len(inputs)]) if with_grad else ())
     extras = (count,) if return_count else ()
     if return_stats:
         extras = (*extras, TokenNCEStats(*(values[1:].sum(1) / count.clamp(min=1)).float().unbind()))
