@@ -24,7 +24,6 @@
 namespace vlkd {
 namespace {
 
-constexpr double kLog2e = 1.4426950408889634;
 constexpr int64_t kSlabs = 32;              // as many as keep some dozen threads busy
 constexpr int64_t kWorthASlab = 1 << 16;    // entries of a map
 constexpr int64_t kWorkOfAnEntry = 8;       // as `grain` counts: some hundred multiply-adds and two exponentials
@@ -194,8 +193,7 @@ Outputs attention_mse_cpu(
     problem.queries = q_s.size(2);
     problem.keys = k_s.size(2);
     problem.scale_s = static_cast<T>(scale_s);
-    problem.base_2_s = static_cast<T>(scale_s * kLog2e);
-    problem.base_2_t = static_cast<T>(scale_t * kLog2e);
+    problem.scale_t = static_cast<T>(scale_t);
     problem.visibility = visibility(q_s, k_s, attn_mask, query_mask, is_causal);
     problem.kl = distance == "kl";
     problem.with_grad = with_grad;

@@ -1,6 +1,6 @@
 // What attention_mse does to a row of the two maps, between the products that made it and those that use its gradient.
 //
-// A row arrives as logits of base 2 and leaves as the gradient of its value with respect to natural ones, times a factor.
+// A row arrives as logits and leaves as the gradient of its value with respect to them, times a factor.
 // Legend: B batch, H heads, L queries, M keys.
 #pragma once
 
@@ -88,6 +88,15 @@ VLKD_INLINE void find_largest(Row<T>* rows, int64_t count) {
   }
 }
 
+template <typename T>
+constexpr T kLog2e = T(1.4426950408889634);
+
+// Of a difference to the largest logit: scaling the logits themselves would round that, and cost digits near the teacher.
+template <typename V, typename T>
+VLKD_INLINE typename V::Vector exp(typename V::Vector x) {
+  return V::exp2(x * kLog2e<T>);
+}
+
 // Value (1/m) sum_j (p_j - t_j)^2, gradient (2/m) p_j (d_j - sum_k p_k d_k). The difference is taken between
 // exponentials over one denominator: d = (e_s - e_t (sum_s / sum_t)) / sum_s. It does not cancel as sum p^2 - 2 sum p t +
 // sum t^2 would, and equal rows give exactly 0, with or without a fused multiply-add. Returns the sum of the values.
@@ -98,8 +107,8 @@ VLKD_INLINE double mse_rows(Row<T>* rows, int64_t count, T factor, bool with_gra
   for (Row<T>* row = rows; row < rows + count; ++row) {
     Vector sums_s{}, sums_t{};
     for (int64_t j = 0; j < row->keys; j += V::kLanes) {
-      const Vector e_s = V::exp2(V::load(row->s + j) - row->largest_s);
-      const Vector e_t = V::exp2(V::load(row->t + j) - row->largest_t);
+      const Vector e_s = exp<V, T>(V::load(row->s + j) - row->largest_s);
+      const Vector e_t = exp<V, T>(V::load(row->t + j) - row->largest_t);
       V::store(row->s + j, e_s);
       V::store(row->t + j, e_t);
       sums_s += e_s;
@@ -132,9 +141,6 @@ VLKD_INLINE double mse_rows(Row<T>* rows, int64_t count, T factor, bool with_gra
   return value;
 }
 
-template <typename T>
-constexpr T kLn2 = T(0.6931471805599453);
-
 // Value sum_j t_j (log t_j - log p_j), gradient p_j - t_j. Adding p_j - t_j, which sums to 0, leaves no term negative:
 // with x = log p - log t a term is t (e^x - 1 - x), from the series where x is small. Returns the sum of the values.
 template <typename V, typename T>
@@ -144,8 +150,8 @@ VLKD_INLINE double kl_rows(Row<T>* rows, int64_t count, T factor) {
   for (Row<T>* row = rows; row < rows + count; ++row) {
     Vector sums_s{}, sums_t{};
     for (int64_t j = 0; j < row->keys; j += V::kLanes) {
-      sums_s += V::exp2(V::load(row->s + j) - row->largest_s);
-      sums_t += V::exp2(V::load(row->t + j) - row->largest_t);
+      sums_s += exp<V, T>(V::load(row->s + j) - row->largest_s);
+      sums_t += exp<V, T>(V::load(row->t + j) - row->largest_t);
     }
     row->sum_s = V::sum(sums_s);
     row->sum_t = V::sum(sums_t);
@@ -153,14 +159,14 @@ VLKD_INLINE double kl_rows(Row<T>* rows, int64_t count, T factor) {
   const Vector half = Vector{} + T(0.5), lowest = Vector{} + T(-1e30);
   double value = 0;
   for (Row<T>* row = rows; row < rows + count; ++row) {
-    const T log_sum_s = std::log2(row->sum_s), log_sum_t = std::log2(row->sum_t);
+    const T log_sum_s = std::log(row->sum_s), log_sum_t = std::log(row->sum_t);
     Vector values{};
     for (int64_t j = 0; j < row->keys; j += V::kLanes) {
       // The largest logit goes first, for the sum would round beside it. A hidden key's logits become equal, and finite, on
       // both sides: its terms are 0 and its x is no NaN.
       const Vector log_p = V::larger(V::load(row->s + j) - row->largest_s - log_sum_s, lowest);
       const Vector log_t = V::larger(V::load(row->t + j) - row->largest_t - log_sum_t, lowest);
-      const Vector p = V::exp2(log_p), q = V::exp2(log_t), x = kLn2<T> * (log_p - log_t);
+      const Vector p = exp<V, T>(log_p), q = exp<V, T>(log_t), x = log_p - log_t;
       const auto small = (x > -half) & (x < half);
       values += small ? q * expm1_minus_x<Vector, T>(small ? x : Vector{}) : p - q - q * x;
       V::store(row->s + j, factor * (p - q));

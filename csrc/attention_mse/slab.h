@@ -78,8 +78,7 @@ struct Problem {
   Operand q_s, k_s, q_t, k_t;
   int64_t batch, heads, group_s, group_t; // B; H; query heads that share a key head of the student, of the teacher
   int64_t queries, keys;           // L, M
-  T scale_s, weight;        // of the student's scores, of a counted row's gradient
-  T base_2_s, base_2_t;     // the scales times log2(e): the maps' rows are logits of base 2
+  T scale_s, scale_t, weight;      // of the scores, of a counted row's gradient
   Visibility visibility;
   bool kl, with_grad;
   T* grad_q; // [B, H, L, D_s]
@@ -270,8 +269,8 @@ VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspac
     }
     const Rows<Entry> q_s = rows_of(p.q_s, b, h, first, rows, all_rows, piece(memory.q_s));
     const Rows<Entry> q_t = rows_of(p.q_t, b, h, first, rows, all_rows, piece(memory.q_t));
-    G::multiply(memory.s, map_row, q_s.data, q_s.stride, 1, across_s, rows, keys, entries_s, p.base_2_s, false);
-    G::multiply(memory.t, map_row, q_t.data, q_t.stride, 1, across_t, rows, keys, entries_t, p.base_2_t, false);
+    G::multiply(memory.s, map_row, q_s.data, q_s.stride, 1, across_s, rows, keys, entries_s, p.scale_s, false);
+    G::multiply(memory.t, map_row, q_t.data, q_t.stride, 1, across_t, rows, keys, entries_t, p.scale_t, false);
     const int64_t next = b * p.heads + h + 1; // its inputs come while this head's rows are worked on
     for (int64_t r = 0; r < rows; r += kRowsTogether) {
       const int64_t count = std::min(kRowsTogether, rows - r);

@@ -197,9 +197,10 @@ def test_attention_keeps_its_digits_near_the_teacher(distance: str, gap: float) 
         logits = 2 * torch.randn(1, 1, 100, m)
         student = logits + gap * torch.randn_like(logits)
         keys = torch.eye(m)[None, None]
-        loss = attention.forward(student, keys, logits, keys, 1.0, 1.0, None, None, False, distance, False, False)[0].item()
+        inputs = (student, keys, logits, keys)
+        loss = attention.forward(*inputs, 1.0, 1.0, None, None, False, distance, False, False)[0].item()
         options = {"scale_s": 1.0, "scale_t": 1.0, "distance": distance}
-        truth, _ = reference.loss(*(x.double() for x in (student, keys, logits, keys)), **options)
+        truth, _ = reference.loss(*(x.double() for x in inputs), **options)
         p, t = student.double().softmax(-1), logits.double().softmax(-1)
         largest = logits.max(-1, keepdim=True).values
         relative = 2**0.5 * 2.0**-24 * (largest - logits + 2 * largest + 4)  # of p, both sides together
@@ -223,7 +224,9 @@ def test_attention_kl_stays_finite_when_the_maps_are_far_apart() -> None:
 def test_attention_without_a_row_is_zero(b: int, h: int, q: int, m: int) -> None:
     q_s, k_s, q_t, k_t = attention_inputs(b, h, q, m)
     hidden = torch.zeros(1, 1, 1, m, dtype=torch.bool)
-    loss, count, _, grad_q, grad_k = attention.forward(q_s, k_s, q_t, k_t, 1.0, 1.0, hidden, None, False, "mse", False, True)
+    loss, count, _, grad_q, grad_k = attention.forward(
+        q_s, k_s, q_t, k_t, 1.0, 1.0, hidden, None, False, "mse", False, True
+    )
     assert (loss.item(), count.item()) == (0, 0)
     assert grad_q.shape == q_s.shape and grad_k.shape == k_s.shape
     assert not grad_q.any() and not grad_k.any()

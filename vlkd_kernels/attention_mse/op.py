@@ -118,4 +118,5 @@ def _forward(backend: str) -> Callable[..., tuple[Tensor, ...]]:
 def _nothing(q_s: Tensor, k_s: Tensor, *_: object) -> tuple[Tensor, ...]:
     """No row or no key: loss 0, count 0, zero gradients."""
     zero = torch.zeros((), dtype=accumulator(q_s.dtype), device=q_s.device)
-    return zero, zero.clone(), torch.ones_like(zero), torch.zeros_like(q_s, dtype=zero.dtype), torch.zeros_like(k_s, dtype=zero.dtype)
+    grad_q, grad_k = (torch.zeros_like(x, dtype=zero.dtype) for x in (q_s, k_s))
+    return zero, zero.clone(), torch.ones_like(zero), grad_q, grad_k
