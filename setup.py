@@ -34,7 +34,7 @@ CPU_SOURCES = [
     "csrc/token_nce/cpu.cpp",
     "csrc/ring_queue/cpu.cpp",
 ]
-CUDA_SOURCES = ["csrc/attention_mse/cuda.cu", "csrc/ring_queue/cuda.cu"]
+CUDA_SOURCES = ["csrc/attention_mse/cuda.cu", "csrc/token_nce/cuda.cu", "csrc/ring_queue/cuda.cu"]
 ARCHITECTURES = ("8.0", "9.0", "10.0")
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
 NVCC_FLAGS = ["-O3", "--threads=2"]

@@ -25,15 +25,6 @@ namespace {
 
 constexpr double kLog2e = 1.4426950408889634;
 
-Element element_of(at::ScalarType type) {
-  switch (type) {
-    case at::kHalf: return Element::kHalf;
-    case at::kBFloat16: return Element::kBFloat16;
-    case at::kFloat: return Element::kFloat;
-    default: return Element::kDouble;
-  }
-}
-
 // `type` is what the kernel multiplies.
 HeadInput head_input(const at::Tensor& x, at::ScalarType type) {
   bool vectors = x.scalar_type() == type && x.stride(3) == 1 && x.size(3) % 8 == 0 &&

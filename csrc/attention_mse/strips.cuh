@@ -4,16 +4,12 @@
 // Legend: B batch, H heads, L queries, M keys, D head width.
 #pragma once
 
-#ifdef __CUDACC__ // else whoever includes this brings the same functions for a processor (tests/kernels/emulation)
-#include "../common/tensor_cores.cuh"
-#endif
+#include "../common/fragments.cuh"
 
 #include <cstdint>
 #include <type_traits>
 
 namespace vlkd {
-
-enum class Element { kHalf, kBFloat16, kFloat, kDouble };
 
 // A [B, heads, rows, D] input, read through its strides (in elements).
 struct HeadInput {
@@ -24,19 +20,8 @@ struct HeadInput {
   int width;
 };
 
-constexpr int kWarp = 32;
-constexpr unsigned kWholeWarp = 0xffffffffu;
 constexpr int kRowPad = 8; // elements that a row in shared memory is longer than what it holds
 constexpr float kHidden = -1e30f; // a hidden key's score: its exponential is 0, and the difference of two is 0
-
-__device__ inline float element(const HeadInput& x, int64_t at) {
-  switch (x.type) {
-    case Element::kHalf: return static_cast<const c10::Half*>(x.data)[at];
-    case Element::kBFloat16: return static_cast<const c10::BFloat16*>(x.data)[at];
-    case Element::kFloat: return static_cast<const float*>(x.data)[at];
-    default: return static_cast<float>(static_cast<const double*>(x.data)[at]);
-  }
-}
 
 // Rows [first, first + rows) of one head as T into shared memory, zeros from row `limit` on and beside the head's width.
 template <int kPitch, typename T>
@@ -58,27 +43,8 @@ __device__ inline void load_rows(
       const int row = i / kColumns, column = i % kColumns;
       const bool inside = first + row < limit && column < x.width;
       const int64_t at = offset + (first + row) * x.strides[2] + column * x.strides[3];
-      to[row * kPitch + column] = static_cast<T>(inside ? element(x, at) : 0.0f);
+      to[row * kPitch + column] = static_cast<T>(inside ? element(x.data, x.type, at) : 0.0f);
     }
-  }
-}
-
-__device__ inline float quad_sum(float x) { // over the four lanes that share a row, the same bits in each
-  x += __shfl_xor_sync(kWholeWarp, x, 1);
-  return x + __shfl_xor_sync(kWholeWarp, x, 2);
-}
-
-__device__ inline float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kWholeWarp, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kWholeWarp, x, 2));
-}
-
-__device__ inline void store_pair(float* row, int column, int width, float first, float second) {
-  if (width % 2 == 0 && column < width) {
-    *reinterpret_cast<float2*>(row + column) = {first, second};
-  } else {
-    if (column < width) row[column] = first;
-    if (column + 1 < width) row[column + 1] = second;
   }
 }
 
@@ -92,17 +58,6 @@ __device__ inline float kl_term(float p, float t, float x) {
   series = series * x - 1.0f / 6;
   series = series * x + 0.5f;
   return fabsf(x) < 0.5f ? t * x * x * series : t * x + p - t;
-}
-
-// Where a lane finds its row of the four 8 x 8 tiles of a 16 x 16 block: tiles down, then right; or right, then down.
-struct Place {
-  int row, column;
-};
-__device__ inline Place down_first(int lane) {
-  return {lane % 16, lane / 16 * 8};
-}
-__device__ inline Place right_first(int lane) {
-  return {lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8};
 }
 
 // A strip of scores: 16 rows q against `pairs` pairs of 8 keys, times scale. Lane l has of pair j's tile n, element 2i + e,

@@ -79,6 +79,18 @@ __device__ inline uint32_t packed(float low, float high) {
   return result;
 }
 
+// Two pairs of T multiplied one by one.
+template <typename T>
+__device__ inline uint32_t product_of_pairs(uint32_t a, uint32_t b) {
+  uint32_t result;
+  if constexpr (std::is_same_v<T, c10::BFloat16>) { // sm_80 has no product alone; adding -0 changes nothing
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(0x80008000u));
+  } else {
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  }
+  return result;
+}
+
 // 2^x within two units in the last place; 0 below 2^-126.
 __device__ inline float exp2_approximate(float x) {
   float result;

@@ -10,6 +10,7 @@
 
 #include "../common/instruction_set.h"
 #include "../common/tensors.h"
+#include "arguments.h"
 #include "sweep.h"
 
 #include <ATen/ops/empty.h>
@@ -201,24 +202,6 @@ struct Arguments {
   bool normalize, normalize_negatives, in_batch, with_grad;
 };
 
-void check(const Arguments& a) {
-  TORCH_CHECK(
-      a.h_s.dim() == 2 && a.h_s.sizes() == a.h_t.sizes() && a.negatives.dim() == 2 &&
-          a.negatives.size(1) == a.h_s.size(1),
-      "token_nce: expected h_s and h_t [N, E] and negatives [K, E], got ", a.h_s.sizes(), ", ", a.h_t.sizes(), " and ",
-      a.negatives.sizes());
-  const auto holds = [](const std::optional<at::Tensor>& x, at::ScalarType type, int64_t size) {
-    return !x.has_value() || (x->scalar_type() == type && x->dim() == 1 && x->size(0) == size);
-  };
-  TORCH_CHECK(
-      holds(a.token_mask, at::kBool, a.h_s.size(0)) && holds(a.token_ids, at::kLong, a.h_s.size(0)) &&
-          holds(a.negative_ids, at::kLong, a.negatives.size(0)),
-      "token_nce: expected token_mask bool [N], token_ids int64 [N] and negative_ids int64 [K]");
-  TORCH_CHECK(
-      !a.fill.has_value() || (a.fill->scalar_type() == at::kLong && a.fill->numel() == 1),
-      "token_nce: fill must be one int64");
-}
-
 using Outputs = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 template <typename T>
@@ -271,14 +254,11 @@ Outputs token_nce_cpu(
     bool in_batch,
     bool with_grad) {
   const PlainArithmetic plain;
-  TORCH_CHECK(
-      temperature.has_value() != temperature_tensor.has_value(),
-      "token_nce: give temperature or temperature_tensor, one of the two");
+  check_arguments(h_s, h_t, negatives, fill, negative_ids, token_mask, token_ids, temperature, temperature_tensor);
   double tau = temperature.has_value() ? *temperature : temperature_tensor->item<double>();
   if (!(tau > 0)) tau = std::numeric_limits<double>::quiet_NaN(); // has no meaning, and all results say so
   const Arguments arguments{h_s, h_t,       negatives,           fill,     negative_ids, token_mask, token_ids,
                             tau, normalize, normalize_negatives, in_batch, with_grad};
-  check(arguments);
   return accumulation_type(h_s) == at::kDouble ? run<double>(arguments) : run<float>(arguments);
 }
 

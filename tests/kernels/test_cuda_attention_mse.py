@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from emulated import ELEMENTS, POINTER, library, moved
 from kernel_truth import DEVICE, assert_as_good
 from test_attention_mse import MASKS, make, mask, plain
 from torch import Tensor
 
-from vlkd_kernels import available_backends
-
-ROOT = Path(__file__).parents[2]
-ELEMENTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # csrc's enum Element
 LOG2_E = math.log2(math.e)
-POINTER = ctypes.c_void_p
 
 
 class Input(ctypes.Structure):
@@ -58,27 +51,7 @@ class Problem(ctypes.Structure):
 @pytest.fixture(scope="module", params=["emulated", "gpu"])
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL | None:
     """The emulation's library, or None for the GPU's operator."""
-    if request.param == "gpu":
-        if "cuda" not in available_backends("attention_mse", device="cuda", dtype=torch.bfloat16):
-            pytest.skip("cuda does not run here")
-        return None
-    if shutil.which("g++") is None:
-        pytest.skip("there is no g++")
-    library = tmp_path_factory.mktemp("emulation") / "attention_mse.so"
-    source = ROOT / "tests" / "kernels" / "emulation" / "attention_mse.cpp"
-    include = Path(torch.__file__).parent / "include"
-    # For this processor, so that products and sums are fused where it can, as nvcc does.
-    flags = ["-std=c++20", "-O2", "-march=native", "-fno-strict-aliasing", "-shared", "-fPIC", f"-I{include}"]
-    subprocess.run(["g++", *flags, "-o", library, source], check=True)
-    return ctypes.CDLL(str(library))
-
-
-def moved(x: Tensor, device: str) -> Tensor:
-    """A tensor elsewhere, with the same strides."""
-    if x.device.type == device:
-        return x
-    whole = torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage())
-    return whole.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+    return library("attention_mse", request.param, tmp_path_factory.mktemp("emulation"))
 
 
 def head_input(x: Tensor, dtype: torch.dtype) -> Input:

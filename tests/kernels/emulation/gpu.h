@@ -310,6 +310,11 @@ uint32_t packed(float low, float high) {
   return result;
 }
 
+template <typename T>
+uint32_t product_of_pairs(uint32_t a, uint32_t b) {
+  return packed<T>(half_of<T>(a, 0) * half_of<T>(b, 0), half_of<T>(a, 1) * half_of<T>(b, 1));
+}
+
 inline float exp2_approximate(float x) {
   return x < -126.0f ? 0.0f : std::exp2(x);
 }

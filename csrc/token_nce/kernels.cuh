@@ -1,0 +1,395 @@
+// token_nce on the GPU: the kernels, and the order in which they run.
+//
+// Legend: N tokens, E embedding width, K negatives; candidates are the negatives and, if they serve too, the other tokens'
+// teacher rows; C tokens of a chunk. With s the student's row, t the teacher's, q_k the candidates, a = s.t, b_k = s.q_k:
+//   x = log sum_k exp((b_k - a)/tau),  loss = log(1 + e^x),  p_k = exp((b_k - a)/tau) / (1 + e^x),
+//   dL/ds = (sum_k p_k q_k - sum_k p_k t)/tau,  dL/dtau = -sum_k p_k (b_k - a)/tau^2.
+// One product makes all b of a tile; its epilogue turns them into weights 2^(l_k - r), l_k = log2(e) (b_k - a)/tau, where the
+// tile's reference r is the row's largest l rounded up to an integer. So a weight is in [0, 1], whatever the temperature and
+// the length of the rows, and fits either half-precision type; and bringing all tiles to one reference is a product with a
+// power of two, which rounds nothing: the second product does it to its fragments. 4 N K E operations in all, none repeated.
+// Weights are the only thing that grows with K, and they do with C, not with N. No atomics; the order of every sum is fixed.
+#pragma once
+
+#include "../common/tile_product.cuh"
+
+#include <cmath>
+#include <cstdint>
+
+namespace vlkd {
+
+// Rows as the caller gave them.
+struct RowsInput {
+  const void* data;
+  Element type;
+  int64_t row, column; // strides
+};
+
+struct NceProblem {
+  RowsInput h_s, h_t, negatives;
+  int64_t tokens, rows, columns, width; // N; K; candidates; E
+  const bool* token_mask;               // [N] or null
+  const int64_t *token_ids, *negative_ids, *fill;
+  float temperature; // where `temperature_tensor` is null
+  const void* temperature_tensor;
+  Element temperature_type;
+  bool normalize, normalize_negatives, with_grad;
+  // Rows as the products take them, T [N, stride] and [columns, stride]: the caller's own, or memory to copy them to.
+  const void *students, *candidates;
+  int64_t student_stride, candidate_stride;
+  bool copy_students, copy_candidates;
+  float* divisors; // [columns], what is left of the candidates' lengths; where they are copied
+  // Memory: float [N] each; T [C, weight_stride]; float [kSums, tiles, C].
+  float *norm_s, *norm_t, *positives, *masses, *scales;
+  void* weights;
+  int64_t weight_stride, chunk; // a multiple of kTile each
+  float* partial;
+  // Results: float [N, E]; [4, N]: loss, positive similarity, mean negative similarity, positive at the top; [N].
+  float *gradient, *values, *grad_temperature;
+};
+
+constexpr float kEps = 1e-12f; // the smallest norm that a row is divided by
+constexpr int kRowThreads = 256, kRowWarps = kRowThreads / kWarp;
+
+// Of the rows that the products take.
+__host__ __device__ inline int64_t padded_width(int64_t width) {
+  return (width + 7) / 8 * 8;
+}
+
+// What a tile leaves of each of its rows, in this order. kReference becomes the factor to the token's own reference.
+enum TileSum { kReference, kWeights, kDifferences, kSimilarities, kSeen, kSums };
+
+__device__ inline float element(const RowsInput& x, int64_t row, int64_t column) {
+  return element(x.data, x.type, row * x.row + column * x.column);
+}
+
+__device__ inline float temperature_of(const NceProblem& p) {
+  const float tau = p.temperature_tensor == nullptr ? p.temperature : element(p.temperature_tensor, p.temperature_type, 0);
+  return tau > 0.0f ? tau : NAN; // others have no meaning, and all results say so
+}
+
+// Rows [0, count) as T; 0 from E on, and in rows that are masked or not filled, whose weights are 0 and might meet a NaN. With
+// `normalize` a row is multiplied by the power of two that brings its length next to 1, which rounds nothing, and the rest of
+// the length goes to `divisors`. A warp a row.
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads) nce_copy_rows(
+    T* to, float* divisors, int64_t stride, RowsInput from, int64_t count, int64_t width, bool normalize, const bool* mask,
+    const int64_t* fill) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
+  if (row >= count) return;
+  const bool used = (mask == nullptr || mask[row]) && (fill == nullptr || row < *fill);
+  float factor = 1.0f, divisor = 1.0f;
+  if (normalize && used) {
+    float squares = 0.0f;
+    for (int64_t e = lane; e < width; e += kWarp) squares += element(from, row, e) * element(from, row, e);
+    const float norm = fmaxf(sqrtf(warp_sum(squares)), kEps);
+    factor = exp2f(-rintf(log2f(norm)));
+    divisor = norm * factor;
+  }
+  if (divisors != nullptr && lane == 0) divisors[row] = divisor;
+#pragma unroll 1
+  for (int64_t e = lane; e < stride; e += kWarp) {
+    to[row * stride + e] = static_cast<T>(used && e < width ? element(from, row, e) * factor : 0.0f);
+  }
+}
+
+// The norms of each token's two rows and their similarity. A warp a token.
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads) nce_positives(NceProblem p) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
+  if (token >= p.tokens) return;
+  float squares_s = 0.0f, squares_t = 0.0f, product = 0.0f;
+#pragma unroll 1
+  for (int64_t e = lane; e < p.width; e += kWarp) {
+    const float s = static_cast<T>(element(p.h_s, token, e)), t = static_cast<T>(element(p.h_t, token, e));
+    squares_s += s * s;
+    squares_t += t * t;
+    product += s * t;
+  }
+  const float norm_s = p.normalize ? sqrtf(warp_sum(squares_s)) : 1.0f;
+  const float norm_t = p.normalize ? sqrtf(warp_sum(squares_t)) : 1.0f;
+  product = warp_sum(product);
+  if (lane == 0) {
+    p.norm_s[token] = norm_s;
+    p.norm_t[token] = norm_t;
+    p.positives[token] = product / fmaxf(norm_s, kEps) / fmaxf(norm_t, kEps);
+  }
+}
+
+// What the epilogue of a tile knows of its rows and columns, and what its warps tell each other of the rows.
+struct TileShared {
+  float norms[kTile], divisors[kTile], positives[kTile];
+  int64_t row_ids[kTile], column_ids[kTile];
+  bool counted[kTile], serves[kTile];
+  float of_warps[kSums][4][kTile];
+};
+
+// A tile of the weights of tokens [first, first + count), and its sums.
+template <typename T>
+__global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int64_t first, int64_t count) {
+  VLKD_SHARED_MEMORY(memory);
+  const int64_t tiles_down = (count + kTile - 1) / kTile, tiles = p.weight_stride / kTile;
+  const int64_t tile = blockIdx.x / tiles_down, first_row = blockIdx.x % tiles_down * kTile, first_column = tile * kTile;
+  const int64_t width = padded_width(p.width);
+  const Matrix<T> students{static_cast<const T*>(p.students) + first * p.student_stride, p.student_stride, count, width};
+  const Matrix<T> candidates{static_cast<const T*>(p.candidates), p.candidate_stride, p.columns, width};
+  TileSums sums;
+  multiply_tile<true>(sums, reinterpret_cast<T*>(memory), students, first_row, candidates, first_column, AsTheyAre{});
+
+  TileShared& shared = *reinterpret_cast<TileShared*>(memory);
+  const bool with_ids = p.token_ids != nullptr;
+  for (int i = threadIdx.x; i < kTile; i += kTileThreads) {
+    const int64_t token = first + first_row + i, column = first_column + i, other = column - p.rows;
+    const bool inside = first_row + i < count, in_batch = other >= 0 && column < p.columns;
+    shared.norms[i] = inside ? fmaxf(p.norm_s[token], kEps) : 1.0f;
+    shared.divisors[i] = p.copy_candidates && column < p.columns ? p.divisors[column] : 1.0f;
+    shared.positives[i] = inside ? p.positives[token] : 0.0f;
+    shared.counted[i] = inside && (p.token_mask == nullptr || p.token_mask[token]);
+    shared.row_ids[i] = inside && with_ids ? p.token_ids[token] : -1;
+    shared.serves[i] = in_batch ? p.token_mask == nullptr || p.token_mask[other] : column < (p.fill == nullptr ? p.rows : *p.fill);
+    shared.column_ids[i] = -1;
+    if (with_ids && in_batch) shared.column_ids[i] = p.token_ids[other];
+    if (p.negative_ids != nullptr && column < p.rows) shared.column_ids[i] = p.negative_ids[column];
+  }
+  __syncthreads();
+
+  const int lane = threadIdx.x % kWarp, part = threadIdx.x / kWarp % 4;
+  const float scale = 1.44269504f / temperature_of(p);
+  const auto valid = [&](int row, int column) {
+    const bool itself = first_column + column - p.rows == first + first_row + row;
+    const bool known = shared.column_ids[column] == shared.row_ids[row] && shared.column_ids[column] != -1;
+    return shared.counted[row] && shared.serves[column] && !itself && !known;
+  };
+  uint32_t are_valid[2] = {0, 0}; // a bit for each of a lane's results
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = row_of(m, i);
+      float largest = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& b = sums[m][n][2 * i + e];
+          b /= shared.norms[row] * shared.divisors[column_of(n, e)];
+          if (!valid(row, column_of(n, e))) continue;
+          are_valid[i] |= 1u << (8 * m + 2 * n + e);
+          largest = fmaxf(largest, b);
+        }
+      }
+      largest = quad_max(largest);
+      if (lane % 4 == 0) shared.of_warps[kReference][part][row] = largest;
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = row_of(m, i);
+      const float positive = shared.positives[row];
+      float largest = -INFINITY;
+      for (int w = 0; w < 4; ++w) largest = fmaxf(largest, shared.of_warps[kReference][w][row]);
+      const float reference = ceilf((largest - positive) * scale);
+      float total = 0.0f, differences = 0.0f, similarities = 0.0f, seen = 0.0f;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float b = sums[m][n][2 * i + e];
+          const bool is_valid = are_valid[i] >> (8 * m + 2 * n + e) & 1;
+          const float weight = is_valid ? exp2_approximate((b - positive) * scale - reference) : 0.0f;
+          sums[m][n][2 * i + e] = weight / shared.divisors[column_of(n, e)];
+          total += weight;
+          differences += weight * (is_valid ? b - positive : 0.0f);
+          similarities += is_valid ? b : 0.0f;
+          seen += is_valid ? 1.0f : 0.0f;
+        }
+        if (p.with_grad && first_row + row < count) {
+          T* const to = static_cast<T*>(p.weights) + (first_row + row) * p.weight_stride + first_column + column_of(n, 0);
+          *reinterpret_cast<uint32_t*>(to) = packed<T>(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
+        }
+      }
+      total = quad_sum(total);
+      differences = quad_sum(differences);
+      similarities = quad_sum(similarities);
+      seen = quad_sum(seen);
+      if (lane % 4 == 0) {
+        shared.of_warps[kWeights][part][row] = total;
+        shared.of_warps[kDifferences][part][row] = differences;
+        shared.of_warps[kSimilarities][part][row] = similarities;
+        shared.of_warps[kSeen][part][row] = seen;
+      }
+    }
+  }
+  __syncthreads();
+  for (int row = threadIdx.x; row < kTile && first_row + row < count; row += kTileThreads) {
+    float* const out = p.partial + tile * p.chunk + first_row + row;
+    const int64_t next = tiles * p.chunk;
+    float largest = -INFINITY;
+    for (int w = 0; w < 4; ++w) largest = fmaxf(largest, shared.of_warps[kReference][w][row]);
+    out[kReference * next] = largest;
+    for (int sum = kWeights; sum < kSums; ++sum) {
+      float total = 0.0f;
+      for (int w = 0; w < 4; ++w) total += shared.of_warps[sum][w][row];
+      out[sum * next] = total;
+    }
+  }
+}
+
+// From the tiles' sums to each token's loss and values, and to what its gradient is made of. A thread a token.
+static __global__ void __launch_bounds__(kRowThreads) nce_totals(NceProblem p, int64_t first, int64_t count) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
+  if (row >= count) return;
+  const int64_t token = first + row, tiles = p.weight_stride / kTile, next = tiles * p.chunk;
+  const float positive = p.positives[token], tau = temperature_of(p), scale = 1.44269504f / tau;
+  const auto reference_of = [&](float largest) { return ceilf((largest - positive) * scale); };
+  float best = -INFINITY, seen = 0.0f, similarities = 0.0f;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const float* const of_tile = p.partial + tile * p.chunk + row;
+    best = fmaxf(best, of_tile[kReference * next]);
+    similarities += of_tile[kSimilarities * next];
+    seen += of_tile[kSeen * next];
+  }
+  const float reference = reference_of(best);
+  float total = 0.0f, differences = 0.0f;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    float* const of_tile = p.partial + tile * p.chunk + row;
+    const float factor = of_tile[kSeen * next] > 0.0f ? exp2f(reference_of(of_tile[kReference * next]) - reference) : 0.0f;
+    total += factor * of_tile[kWeights * next];
+    differences += factor * of_tile[kDifferences * next];
+    of_tile[kReference * next] = factor;
+  }
+  const bool counts = p.token_mask == nullptr || p.token_mask[token], any = seen > 0.0f;
+  const float x = (reference + log2f(total)) * 0.693147181f;
+  const float loss = any ? (x > 0.0f ? x : 0.0f) + log1pf(expf(-fabsf(x))) : 0.0f;
+  p.values[token] = counts ? loss : 0.0f;
+  p.values[p.tokens + token] = counts ? positive : 0.0f;
+  p.values[2 * p.tokens + token] = any ? similarities / seen : 0.0f;
+  p.values[3 * p.tokens + token] = counts && positive >= best ? 1.0f : 0.0f;
+  if (!p.with_grad) return;
+  // p_k = weight * factor * share, with the larger of 0, the positive's own exponent, and the reference taken out of Z.
+  const float shift = fmaxf(reference, 0.0f);
+  const float share = any ? exp2f(reference - shift) / (total * exp2f(reference - shift) + exp2f(-shift)) : 0.0f;
+  p.scales[token] = share;
+  p.masses[token] = any ? total * share : 0.0f;
+  p.grad_temperature[token] = any ? -differences * share / (tau * tau) : 0.0f;
+}
+
+// Brings the weights of a tile of 128 candidates to their token's reference.
+template <typename T>
+struct ToOneReference {
+  const float* factors; // [tiles, C] at the block's first row
+  int64_t chunk, rows;
+  uint32_t pairs[4][2];
+
+  __device__ void begin(int64_t column) {
+    if (column % kTile != 0) return;
+    for (int m = 0; m < 4; ++m) {
+      for (int i = 0; i < 2; ++i) {
+        const int row = row_of(m, i);
+        const float factor = row < rows ? factors[column / kTile * chunk + row] : 0.0f;
+        pairs[m][i] = packed<T>(factor, factor);
+      }
+    }
+  }
+  __device__ void apply(uint32_t (&a)[4], int m) const {
+    for (int k = 0; k < 4; ++k) a[k] = product_of_pairs<T>(a[k], pairs[m][k % 2]);
+  }
+};
+
+// gradient = weights candidates, to one reference a token, for tokens [first, first + count).
+template <typename T>
+__global__ void __launch_bounds__(kTileThreads, 2) nce_gradient(NceProblem p, int64_t first, int64_t count) {
+  VLKD_SHARED_MEMORY(memory);
+  const int64_t tiles_down = (count + kTile - 1) / kTile;
+  const int64_t first_row = blockIdx.x % tiles_down * kTile, first_column = blockIdx.x / tiles_down * kTile;
+  const Matrix<T> weights{static_cast<const T*>(p.weights), p.weight_stride, count, p.weight_stride};
+  const int64_t filled = p.fill == nullptr || p.copy_candidates ? p.columns : *p.fill; // what lies behind may be anything
+  const Matrix<T> candidates{static_cast<const T*>(p.candidates), p.candidate_stride, filled, padded_width(p.width)};
+  TileSums sums;
+  const ToOneReference<T> change{p.partial + first_row, p.chunk, count - first_row, {}};
+  multiply_tile<false>(sums, reinterpret_cast<T*>(memory), weights, first_row, candidates, first_column, change);
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int64_t row = first_row + row_of(m, i);
+      if (row >= count) continue;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        float* const to = p.gradient + (first + row) * p.width;
+        store_pair(to, first_column + column_of(n, 0), p.width, sums[m][n][2 * i], sums[m][n][2 * i + 1]);
+      }
+    }
+  }
+}
+
+// From sum_k p_k q_k / share to the gradient of each student row, in place. A warp a token.
+template <typename T>
+__global__ void __launch_bounds__(kRowThreads) nce_finish(NceProblem p) {
+  const int lane = threadIdx.x % kWarp;
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / kWarp;
+  if (token >= p.tokens) return;
+  float* const gradient = p.gradient + token * p.width;
+  if (p.token_mask != nullptr && !p.token_mask[token]) {
+    for (int64_t e = lane; e < p.width; e += kWarp) gradient[e] = 0.0f;
+    return;
+  }
+  const float tau = temperature_of(p), share = p.scales[token] / tau, mass = p.masses[token] / tau;
+  const float norm = p.norm_s[token], norm_s = fmaxf(norm, kEps), norm_t = fmaxf(p.norm_t[token], kEps);
+  float along = 0.0f;
+#pragma unroll 1
+  for (int64_t e = lane; e < p.width; e += kWarp) {
+    const float s = static_cast<T>(element(p.h_s, token, e)), t = static_cast<T>(element(p.h_t, token, e));
+    const float g = share * gradient[e] - mass * (t / norm_t);
+    gradient[e] = g;
+    along += g * s;
+  }
+  if (!p.normalize) return;
+  along = norm > kEps ? warp_sum(along) / norm_s : 0.0f;
+#pragma unroll 1
+  for (int64_t e = lane; e < p.width; e += kWarp) {
+    const float s = static_cast<T>(element(p.h_s, token, e));
+    gradient[e] = (gradient[e] - s / norm_s * along) / norm_s;
+  }
+}
+
+// Runs the kernels: launch(kernel, blocks, threads, bytes of shared memory, arguments...).
+template <typename T, typename Launch>
+void token_nce(const NceProblem& p, Launch&& launch) {
+  const auto parts = [](int64_t size, int64_t part) { return (size + part - 1) / part; };
+  if (p.copy_students) {
+    T* const to = static_cast<T*>(const_cast<void*>(p.students));
+    launch(
+        nce_copy_rows<T>, parts(p.tokens, kRowWarps), kRowThreads, 0, to, static_cast<float*>(nullptr), p.student_stride, p.h_s, p.tokens, p.width, false,
+        p.token_mask, static_cast<const int64_t*>(nullptr));
+  }
+  if (p.copy_candidates) {
+    T* const to = static_cast<T*>(const_cast<void*>(p.candidates));
+    const int64_t stride = p.candidate_stride, others = p.columns - p.rows;
+    if (p.rows > 0) {
+      launch(
+          nce_copy_rows<T>, parts(p.rows, kRowWarps), kRowThreads, 0, to, p.divisors, stride, p.negatives, p.rows, p.width,
+          p.normalize_negatives, static_cast<const bool*>(nullptr), p.fill);
+    }
+    if (others > 0) {
+      launch(
+          nce_copy_rows<T>, parts(others, kRowWarps), kRowThreads, 0, to + p.rows * stride, p.divisors + p.rows, stride, p.h_t, others, p.width,
+          p.normalize, p.token_mask, static_cast<const int64_t*>(nullptr));
+    }
+  }
+  launch(nce_positives<T>, parts(p.tokens, kRowWarps), kRowThreads, 0, p);
+  for (int64_t first = 0; first < p.tokens; first += p.chunk) {
+    const int64_t count = p.tokens - first < p.chunk ? p.tokens - first : p.chunk, tiles_down = parts(count, kTile);
+    if (p.columns > 0) launch(nce_weights<T>, tiles_down * (p.weight_stride / kTile), kTileThreads, kTileShared, p, first, count);
+    launch(nce_totals, parts(count, kRowThreads), kRowThreads, 0, p, first, count);
+    if (p.with_grad) launch(nce_gradient<T>, tiles_down * parts(p.width, kTile), kTileThreads, kTileShared, p, first, count);
+  }
+  if (p.with_grad) launch(nce_finish<T>, parts(p.tokens, kRowWarps), kRowThreads, 0, p);
+}
+
+} // namespace vlkd
