@@ -25,7 +25,7 @@ Contender = Callable[..., tuple[Tensor, ...]]
 NAMES = {
     "attention_mse": ("vlkd", "vlkd cuda", "eager", "torch.compile", "FlexAttention"),
     "distill_attention": ("vlkd", "attention + attention_mse", "attention alone", "eager"),
-    "token_nce": ("vlkd", "eager", "torch.compile", "lightly"),
+    "token_nce": ("vlkd", "vlkd cuda", "eager", "torch.compile", "lightly"),
 }
 LIBRARIES = ("lightly",)  # that a contender is named after
 GPU_ONLY = ("vlkd cuda", "FlexAttention")  # FlexAttention's log-sum-exp has a gradient there alone
@@ -108,7 +108,7 @@ def truth(op: str, name: str) -> Contender:
 def contender(op: str, name: str) -> Contender:
     """A contender's function for an op."""
     if name == "vlkd cuda":
-        return lambda **tensors: (vlkd_kernels.attention_mse(**tensors, backend="cuda"),)  # type: ignore[return-value]
+        return lambda **tensors: (getattr(vlkd_kernels, op)(**tensors, backend="cuda"),)
     if name == "vlkd":
         function = getattr(vlkd_kernels, op)
         return function if op == "distill_attention" else lambda **tensors: (function(**tensors),)

@@ -1,4 +1,4 @@
-"""Draws stored measurements: how close to the machine's roofs, and how much memory.
+"""Draws stored measurements: how close to the machine's roofs, how much memory, and how a step grows with its sizes.
 
 python -m benchmarks.plots [FILE ...]        every file of benchmarks/results/ if none is named; SVGs go to docs/figures/
 """
@@ -15,6 +15,8 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.table import RESULTS
 
@@ -29,6 +31,7 @@ COLOURS = {
     "attention + attention_mse": "#8a6d3b",
     "attention alone": "#999999",
 }
+MEANING = {"N": "tokens", "K": "queue rows", "E": "width"}
 OPEN = ("torch.compile", "attention + attention_mse")  # rings, which show what they cover
 MARKERS = {"float32": "o", "bfloat16": "s", "float16": "^"}
 Rows = list[dict[str, Any]]
@@ -84,6 +87,31 @@ def memory(axes: Axes, rows: Rows) -> None:
     axes.legend(fontsize=7)
 
 
+def growth(axes: Axes, rows: Rows, size: str) -> None:
+    """Time against one size, the others as they are."""
+    of_size = [row for row in rows if row["growing"] == size]
+    for name in COLOURS:
+        points = sorted((_sizes(row)[size], row["seconds"]) for row in of_size if row["contender"] == name)
+        if points:
+            x, seconds = zip(*points, strict=True)
+            low, median, high = ([1000 * s[key] for s in seconds] for key in ("q1", "median", "q3"))
+            axes.plot(x, median, "o-", color=COLOURS[name], label=name, linewidth=1.2, markersize=4)
+            axes.fill_between(x, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+    ticks = sorted({_sizes(row)[size] for row in of_size})
+    fixed = ", ".join(f"{key} {value:,}" for key, value in _sizes(of_size[0]).items() if key != size)
+    axes.set(xscale="log", yscale="log", xlabel=f"{MEANING[size]}, {size}", ylabel="milliseconds")
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=7)
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(fixed, fontsize=9)
+    axes.legend(fontsize=7)
+
+
+def _sizes(row: dict[str, Any]) -> dict[str, int]:
+    return {part.split()[0]: int(part.split()[1]) for part in row["shape"].split(", ")}
+
+
 def _points(axes: Axes, name: str, dtype: str, x: list[float], y: list[float]) -> None:
     ring: dict[str, Any] = {"markerfacecolor": "none", "markersize": 9} if name in OPEN else {"markersize": 5}
     if x:
@@ -95,17 +123,32 @@ def draw(path: Path, figures: Path = FIGURES) -> list[Path]:
     run = json.loads(path.read_text())
     machine, written = run["machine_info"], []
     matplotlib.rcParams["svg.hashsalt"] = "vlkd"  # the same file for the same numbers
-    for op in dict.fromkeys(row["op"] for row in run["benchmarks"]):
-        rows = [row for row in run["benchmarks"] if row["op"] == op and row["phase"] == "both"]
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-        roofline(left, rows, machine["ceilings"])
-        memory(right, rows)
-        place = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
-        figure.suptitle(f"{place}; torch {machine['torch']}; {run['datetime'][:10]}", fontsize=8, color="#555555")
+    place = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    conditions = f"{place}; torch {machine['torch']}; {run['datetime'][:10]}"
+
+    def finish(figure: Figure, name: str, about: str = "") -> None:
+        figure.suptitle(about + conditions, fontsize=8, color="#555555")
         figures.mkdir(parents=True, exist_ok=True)
-        written.append(figures / f"{op}-{path.stem}.svg")
+        written.append(figures / f"{name}-{path.stem}.svg")
         figure.savefig(written[-1], metadata={"Date": None})
         pyplot.close(figure)
+
+    for op in dict.fromkeys(row["op"] for row in run["benchmarks"]):
+        of_op = [row for row in run["benchmarks"] if row["op"] == op and row["phase"] == "both"]
+        rows, growing = [row for row in of_op if "growing" not in row], [row for row in of_op if "growing" in row]
+        if rows:
+            figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+            roofline(left, rows, machine["ceilings"])
+            memory(right, rows)
+            finish(figure, op)
+        if growing:
+            sizes = list(dict.fromkeys(row["growing"] for row in growing))
+            figure, panels = pyplot.subplots(
+                1, len(sizes), figsize=(4.2 * len(sizes), 3.8), layout="constrained", squeeze=False
+            )
+            for axes, size in zip(panels[0], sizes, strict=True):
+                growth(axes, growing, size)
+            finish(figure, f"{op}-sizes", f"{op}, forward and backward, {growing[0]['dtype']}; ")
     return written
 
 

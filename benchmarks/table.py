@@ -44,7 +44,11 @@ def _section(run: dict[str, Any], phases: bool) -> str:
     )
     tables = []
     for op, names in NAMES.items():
-        rows = [row for row in run["benchmarks"] if row["op"] == op and (phases or row["phase"] == "both")]
+        rows = [
+            row
+            for row in run["benchmarks"]
+            if row["op"] == op and (phases or row["phase"] == "both") and "growing" not in row
+        ]
         if rows:
             tables.append(_table(op, [name for name in names if any(r["contender"] == name for r in rows)], rows, best))
     return "\n\n".join([conditions, *tables])

@@ -129,14 +129,14 @@ def _status(
         return False, f"the compiled extension is not loaded: {extension.why_not()}"
     if not _has_kernel(op, backend):
         return False, f"the compiled extension holds no {backend} kernel for it"
-    refusal = _cuda_refusal(dtype, keys, widths) if (op, backend) == ("attention_mse", "cuda") else None
+    if backend == "cuda" and op in ("attention_mse", "token_nce") and dtype not in (torch.float16, torch.bfloat16):
+        return False, f"it computes in float16 or bfloat16, got {str(dtype).removeprefix('torch.')}"
+    refusal = _cuda_refusal(keys, widths) if (op, backend) == ("attention_mse", "cuda") else None
     return refusal is None, refusal or "the compiled extension holds a kernel for it"
 
 
-def _cuda_refusal(dtype: torch.dtype, keys: int, widths: tuple[int, ...]) -> str | None:
-    """What the CUDA kernel of attention_mse (csrc/attention_mse/head.cuh) does not take."""
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"it computes in float16 or bfloat16, got {str(dtype).removeprefix('torch.')}"
+def _cuda_refusal(keys: int, widths: tuple[int, ...]) -> str | None:
+    """The sizes that the CUDA kernel of attention_mse (csrc/attention_mse/head.cuh) does not take."""
     needed = _shared_bytes(keys, *(widths or (0, 0)))
     if needed is None:
         return "it takes up to 128 keys and head widths up to 128, or 256 keys and a student's head width up to 64"

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kRowThreads) nce_positives(NceProblem p) {
 
 // What the epilogue of a tile knows of its rows and columns, and what its warps tell each other of the rows.
 struct TileShared {
-  float norms[kTile], divisors[kTile], positives[kTile];
+  float inverse_norms[kTile], inverse_divisors[kTile], positives[kTile];
   int64_t row_ids[kTile], column_ids[kTile];
   bool counted[kTile], serves[kTile];
   float of_warps[kSums][4][kTile];
@@ -143,8 +143,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
   for (int i = threadIdx.x; i < kTile; i += kTileThreads) {
     const int64_t token = first + first_row + i, column = first_column + i, other = column - p.rows;
     const bool inside = first_row + i < count, in_batch = other >= 0 && column < p.columns;
-    shared.norms[i] = inside ? fmaxf(p.norm_s[token], kEps) : 1.0f;
-    shared.divisors[i] = p.copy_candidates && column < p.columns ? p.divisors[column] : 1.0f;
+    shared.inverse_norms[i] = inside ? 1.0f / fmaxf(p.norm_s[token], kEps) : 1.0f;
+    shared.inverse_divisors[i] = p.copy_candidates && column < p.columns ? 1.0f / p.divisors[column] : 1.0f;
     shared.positives[i] = inside ? p.positives[token] : 0.0f;
     shared.counted[i] = inside && (p.token_mask == nullptr || p.token_mask[token]);
     shared.row_ids[i] = inside && with_ids ? p.token_ids[token] : -1;
@@ -162,7 +162,6 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
     const bool known = shared.column_ids[column] == shared.row_ids[row] && shared.column_ids[column] != -1;
     return shared.counted[row] && shared.serves[column] && !itself && !known;
   };
-  uint32_t are_valid[2] = {0, 0}; // a bit for each of a lane's results
 #pragma unroll
   for (int m = 0; m < 4; ++m) {
 #pragma unroll
@@ -174,9 +173,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& b = sums[m][n][2 * i + e];
-          b /= shared.norms[row] * shared.divisors[column_of(n, e)];
-          if (!valid(row, column_of(n, e))) continue;
-          are_valid[i] |= 1u << (8 * m + 2 * n + e);
+          b *= shared.inverse_norms[row] * shared.inverse_divisors[column_of(n, e)];
+          if (!valid(row, column_of(n, e))) b = -INFINITY;
           largest = fmaxf(largest, b);
         }
       }
@@ -200,23 +198,26 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const float b = sums[m][n][2 * i + e];
-          const bool is_valid = are_valid[i] >> (8 * m + 2 * n + e) & 1;
+          const bool is_valid = b != -INFINITY; // also a NaN
           const float weight = is_valid ? exp2_approximate((b - positive) * scale - reference) : 0.0f;
-          sums[m][n][2 * i + e] = weight / shared.divisors[column_of(n, e)];
+          sums[m][n][2 * i + e] = weight * shared.inverse_divisors[column_of(n, e)];
           total += weight;
           differences += weight * (is_valid ? b - positive : 0.0f);
           similarities += is_valid ? b : 0.0f;
           seen += is_valid ? 1.0f : 0.0f;
-        }
-        if (p.with_grad && first_row + row < count) {
-          T* const to = static_cast<T*>(p.weights) + (first_row + row) * p.weight_stride + first_column + column_of(n, 0);
-          *reinterpret_cast<uint32_t*>(to) = packed<T>(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
         }
       }
       total = quad_sum(total);
       differences = quad_sum(differences);
       similarities = quad_sum(similarities);
       seen = quad_sum(seen);
+      if (p.with_grad && first_row + row < count) {
+        T* const to = static_cast<T*>(p.weights) + (first_row + row) * p.weight_stride + first_column;
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          *reinterpret_cast<uint32_t*>(to + column_of(n, 0)) = packed<T>(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
+        }
+      }
       if (lane % 4 == 0) {
         shared.of_warps[kWeights][part][row] = total;
         shared.of_warps[kDifferences][part][row] = differences;
@@ -271,9 +272,8 @@ static __global__ void __launch_bounds__(kRowThreads) nce_totals(NceProblem p, i
   p.values[2 * p.tokens + token] = any ? similarities / seen : 0.0f;
   p.values[3 * p.tokens + token] = counts && positive >= best ? 1.0f : 0.0f;
   if (!p.with_grad) return;
-  // p_k = weight * factor * share, with the larger of 0, the positive's own exponent, and the reference taken out of Z.
-  const float shift = fmaxf(reference, 0.0f);
-  const float share = any ? exp2f(reference - shift) / (total * exp2f(reference - shift) + exp2f(-shift)) : 0.0f;
+  // p_k = weight * factor * share; to this reference the positive's own weight is 2^-reference.
+  const float share = any ? 1.0f / (total + exp2f(-reference)) : 0.0f;
   p.scales[token] = share;
   p.masses[token] = any ? total * share : 0.0f;
   p.grad_temperature[token] = any ? -differences * share / (tau * tau) : 0.0f;

@@ -59,6 +59,9 @@ def test_what_the_cuda_kernel_takes(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(BackendError, match=refusal) if refusal else nullcontext():
         assert choose("attention_mse", "cuda", "cuda", dtype, keys, widths) == "cuda"
+    if keys == 128:
+        with pytest.raises(BackendError, match=refusal) if refusal else nullcontext():
+            assert choose("token_nce", "cuda", "cuda", dtype) == "cuda"
 
 
 def test_an_unknown_op_is_refused() -> None:
