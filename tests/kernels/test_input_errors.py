@@ -108,7 +108,7 @@ def test_enqueue(case: int) -> None:
         ({"dim": 0, "size": 4}, ValueError, "dim must be at least 1, got 0"),
         ({"dim": 8, "size": -1}, ValueError, "size must be at least 0, got -1"),
         ({"dim": 8, "size": 2.0}, TypeError, "size must be an integer, got float"),
-        ({"dim": 8, "size": 4, "dtype": torch.int64}, TypeError, "dtype must be a floating-point dtype, got int64"),
+        ({"dim": 8, "size": 4, "dtype": torch.int64}, TypeError, "16 bits or more, or float8_e4m3fn, got int64"),
     ],
 )
 def test_ring_queue(arguments: dict[str, Any], kind: type[Exception], message: str) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vlkd_kernels import RingQueue
 
 SIZE, ROWS, WIDTH, STEPS = 11, 6, 8, 5  # of the queue; of a process and step
+DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 
@@ -30,7 +31,7 @@ def drawn(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 def process(rank: int, port: int, processes: int, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     dist.init_process_group("gloo", rank=rank, world_size=processes)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in DTYPES:
         queue = RingQueue(WIDTH, SIZE, dtype=dtype)
         for step in range(STEPS):
             rows, mask, ids = drawn(step, rank)
@@ -46,14 +47,18 @@ def test_every_process_has_the_queue_that_one_would_have(processes: int, tmp_pat
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(process, (port, processes, tmp_path), nprocs=processes)
-    for dtype in (torch.float32, torch.bfloat16):
-        alone = RingQueue(WIDTH, SIZE, dtype=dtype, normalize=False)
+    for dtype in DTYPES:
+        normalize = (
+            dtype == torch.float8_e4m3fn
+        )  # rows that are normalised before get a scale that says nothing of length 1
+        alone = RingQueue(WIDTH, SIZE, dtype=dtype, normalize=normalize)
         for step in range(STEPS):
             rows, mask, ids = (
                 torch.cat(parts) for parts in zip(*(drawn(step, r) for r in range(processes)), strict=True)
             )
-            alone.enqueue_(F.normalize(rows, dim=-1), mask=mask, ids=ids)
-        alone.enqueue_(F.normalize(torch.cat([drawn(STEPS - 1, r)[0][0] for r in range(processes)]), dim=-1))
+            alone.enqueue_(rows if normalize else F.normalize(rows, dim=-1), mask=mask, ids=ids)
+        rows = torch.cat([drawn(STEPS - 1, r)[0][0] for r in range(processes)])
+        alone.enqueue_(rows if normalize else F.normalize(rows, dim=-1))
         for rank in range(processes):
             found = torch.load(tmp_path / f"{dtype}-{rank}", weights_only=True)
             for name, expected in alone.state_dict().items():

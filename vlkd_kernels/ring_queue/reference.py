@@ -18,6 +18,8 @@ def enqueue_(
     mask: Tensor | None,  # bool [N]; True is written
     new_ids: Tensor | None,  # int64 [N]
     normalize: bool,
+    scales: Tensor | None = None,  # [K], changed
+    new_scales: Tensor | None = None,  # [N], where there are scales
 ) -> None:
     """Write the masked new rows in order from `head` on, around the end; of more than K, the last K stay."""
     size, count = rows.shape[0], new_rows.shape[0]
@@ -36,6 +38,8 @@ def enqueue_(
     if normalize:
         new_rows = F.normalize(new_rows.to(accumulator(new_rows.dtype)), dim=-1, eps=1e-12)
     rows.copy_(torch.where(changed[:, None], new_rows.to(rows.dtype)[source], rows))
+    if scales is not None and new_scales is not None:
+        scales.copy_(torch.where(changed, new_scales[source], scales))
     kept_ids = torch.full_like(source, -1) if new_ids is None else new_ids[source]
     ids.copy_(torch.where(changed, kept_ids, ids))
     head.copy_((head + total) % size)

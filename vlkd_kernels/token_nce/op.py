@@ -80,7 +80,7 @@ def token_nce(
         BackendError: the named backend cannot run this call.
     """
     queue = negatives if isinstance(negatives, RingQueue) else None
-    rows = negatives.rows if isinstance(negatives, RingQueue) else negatives
+    rows = negatives.values(h_s.dtype) if isinstance(negatives, RingQueue) else negatives
     _check_tensors(h_s, h_t, rows, token_mask, token_ids)
     _check_negatives(rows, queue, token_ids, normalize, in_batch)
     _check_temperature(temperature, h_s)
