@@ -22,7 +22,9 @@
 namespace vlkd {
 namespace {
 
-constexpr int64_t kWeightBytes = 32 << 20; // of a chunk: they stay in the second-level cache between the two products
+// The weights of a chunk stay in the second-level cache between the two products: 32 MiB. Rather many tokens than many
+// candidates, for the blocks of the second product share the tokens and the width alone.
+constexpr int64_t kTokens = 8192, kCandidates = 2048;
 
 int64_t rounded_up(int64_t size, int64_t to) {
   return (size + to - 1) / to * to;
@@ -110,15 +112,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_nce
   const at::Tensor divisors = at::empty({p.copy_candidates ? p.columns : 0}, options);
   p.divisors = divisors.mutable_data_ptr<float>();
 
-  p.weight_stride = rounded_up(p.columns, kTile);
-  const int64_t most = kWeightBytes / 2 / std::max<int64_t>(1, p.weight_stride) / kTile * kTile;
-  p.chunk = std::clamp<int64_t>(most, kTile, rounded_up(tokens, kTile));
-  const at::Tensor weights = at::empty({with_grad ? p.chunk : 0, p.weight_stride}, h_s.options());
-  const at::Tensor partial = at::empty({kSums, p.weight_stride / kTile, p.chunk}, options);
+  p.chunk = std::min(kTokens, rounded_up(tokens, kTile));
+  p.candidate_chunk = std::clamp<int64_t>(kTokens * kCandidates / p.chunk, kTile, rounded_up(std::max<int64_t>(1, p.columns), kTile));
+  const at::Tensor weights = at::empty({with_grad ? p.chunk : 0, p.candidate_chunk}, h_s.options());
+  const at::Tensor partial = at::empty({kSums, p.candidate_chunk / kTile, p.chunk}, options);
+  const at::Tensor state = at::empty({kSums, tokens}, options), change = at::empty({p.chunk}, options);
   const at::Tensor of_tokens = at::empty({6, tokens}, options), values = at::empty({4, tokens}, options);
   const auto of_token = [&](int i) { return of_tokens.mutable_data_ptr<float>() + i * tokens; };
   p.weights = weights.mutable_data_ptr();
   p.partial = partial.mutable_data_ptr<float>();
+  p.state = state.mutable_data_ptr<float>();
+  p.change = change.mutable_data_ptr<float>();
   p.norm_s = of_token(0);
   p.norm_t = of_token(1);
   p.positives = of_token(2);

@@ -1,14 +1,15 @@
 // token_nce on the GPU: the kernels, and the order in which they run.
 //
 // Legend: N tokens, E embedding width, K negatives; candidates are the negatives and, if they serve too, the other tokens'
-// teacher rows; C tokens of a chunk. With s the student's row, t the teacher's, q_k the candidates, a = s.t, b_k = s.q_k:
+// teacher rows; C tokens and J candidates of a chunk. With s the student's row, t the teacher's, q_k the candidates, a = s.t, b_k = s.q_k:
 //   x = log sum_k exp((b_k - a)/tau),  loss = log(1 + e^x),  p_k = exp((b_k - a)/tau) / (1 + e^x),
 //   dL/ds = (sum_k p_k q_k - sum_k p_k t)/tau,  dL/dtau = -sum_k p_k (b_k - a)/tau^2.
 // One product makes all b of a tile; its epilogue turns them into weights 2^(l_k - r), l_k = log2(e) (b_k - a)/tau, where the
 // tile's reference r is the row's largest l rounded up to an integer. So a weight is in [0, 1], whatever the temperature and
 // the length of the rows, and fits either half-precision type; and bringing all tiles to one reference is a product with a
 // power of two, which rounds nothing: the second product does it to its fragments. 4 N K E operations in all, none repeated.
-// Weights are the only thing that grows with K, and they do with C, not with N. No atomics; the order of every sum is fixed.
+// Weights are held for C tokens and J candidates at a time. From one J to the next a token's reference may move up; its sums, its
+// gradient so far among them, follow by a power of two. No atomics; the order of every sum is fixed.
 #pragma once
 
 #include "../common/tile_product.cuh"
@@ -39,11 +40,11 @@ struct NceProblem {
   int64_t student_stride, candidate_stride;
   bool copy_students, copy_candidates;
   float* divisors; // [columns], what is left of the candidates' lengths; where they are copied
-  // Memory: float [N] each; T [C, weight_stride]; float [kSums, tiles, C].
+  // Memory: float [N] each; T [C, J]; float [kSums, J / kTile, C]; float [kSums, N], the sums so far; float [C].
   float *norm_s, *norm_t, *positives, *masses, *scales;
   void* weights;
-  int64_t weight_stride, chunk; // a multiple of kTile each
-  float* partial;
+  int64_t chunk, candidate_chunk; // C and J, a multiple of kTile each
+  float *partial, *state, *change;
   // Results: float [N, E]; [4, N]: loss, positive similarity, mean negative similarity, positive at the top; [N].
   float *gradient, *values, *grad_temperature;
 };
@@ -56,8 +57,19 @@ __host__ __device__ inline int64_t padded_width(int64_t width) {
   return (width + 7) / 8 * 8;
 }
 
-// What a tile leaves of each of its rows, in this order. kReference becomes the factor to the token's own reference.
-enum TileSum { kReference, kWeights, kDifferences, kSimilarities, kSeen, kSums };
+// What a tile leaves of each of its rows, in this order: the largest b, from which the reference follows, and sums. The largest
+// is replaced by the factor from the tile's reference to the token's.
+enum TileSum { kLargest, kWeights, kDifferences, kSimilarities, kSeen, kSums };
+
+// Chunk [begin, begin + J) of the candidates.
+__host__ __device__ inline int64_t tiles_from(const NceProblem& p, int64_t begin) {
+  const int64_t left = p.columns - begin < p.candidate_chunk ? p.columns - begin : p.candidate_chunk;
+  return (left + kTile - 1) / kTile;
+}
+
+__device__ inline float reference_of(float largest, float positive, float scale) {
+  return ceilf((largest - positive) * scale);
+}
 
 __device__ inline float element(const RowsInput& x, int64_t row, int64_t column) {
   return element(x.data, x.type, row * x.row + column * x.column);
@@ -126,12 +138,12 @@ struct TileShared {
   float of_warps[kSums][4][kTile];
 };
 
-// A tile of the weights of tokens [first, first + count), and its sums.
+// A tile of the weights of tokens [first, first + count) and candidates from `begin` on, and its sums.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int64_t first, int64_t count) {
+__global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int64_t first, int64_t count, int64_t begin) {
   VLKD_SHARED_MEMORY(memory);
-  const int64_t tiles_down = (count + kTile - 1) / kTile, tiles = p.weight_stride / kTile;
-  const int64_t tile = blockIdx.x / tiles_down, first_row = blockIdx.x % tiles_down * kTile, first_column = tile * kTile;
+  const int64_t tiles_down = (count + kTile - 1) / kTile, tile = blockIdx.x / tiles_down;
+  const int64_t first_row = blockIdx.x % tiles_down * kTile, first_column = begin + tile * kTile;
   const int64_t width = padded_width(p.width);
   const Matrix<T> students{static_cast<const T*>(p.students) + first * p.student_stride, p.student_stride, count, width};
   const Matrix<T> candidates{static_cast<const T*>(p.candidates), p.candidate_stride, p.columns, width};
@@ -179,7 +191,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
         }
       }
       largest = quad_max(largest);
-      if (lane % 4 == 0) shared.of_warps[kReference][part][row] = largest;
+      if (lane % 4 == 0) shared.of_warps[kLargest][part][row] = largest;
     }
   }
   __syncthreads();
@@ -190,8 +202,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
       const int row = row_of(m, i);
       const float positive = shared.positives[row];
       float largest = -INFINITY;
-      for (int w = 0; w < 4; ++w) largest = fmaxf(largest, shared.of_warps[kReference][w][row]);
-      const float reference = ceilf((largest - positive) * scale);
+      for (int w = 0; w < 4; ++w) largest = fmaxf(largest, shared.of_warps[kLargest][w][row]);
+      const float reference = reference_of(largest, positive, scale);
       float total = 0.0f, differences = 0.0f, similarities = 0.0f, seen = 0.0f;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
@@ -212,7 +224,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
       similarities = quad_sum(similarities);
       seen = quad_sum(seen);
       if (p.with_grad && first_row + row < count) {
-        T* const to = static_cast<T*>(p.weights) + (first_row + row) * p.weight_stride + first_column;
+        T* const to = static_cast<T*>(p.weights) + (first_row + row) * p.candidate_chunk + tile * kTile;
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
           *reinterpret_cast<uint32_t*>(to + column_of(n, 0)) = packed<T>(sums[m][n][2 * i], sums[m][n][2 * i + 1]);
@@ -229,10 +241,10 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
   __syncthreads();
   for (int row = threadIdx.x; row < kTile && first_row + row < count; row += kTileThreads) {
     float* const out = p.partial + tile * p.chunk + first_row + row;
-    const int64_t next = tiles * p.chunk;
+    const int64_t next = p.candidate_chunk / kTile * p.chunk;
     float largest = -INFINITY;
-    for (int w = 0; w < 4; ++w) largest = fmaxf(largest, shared.of_warps[kReference][w][row]);
-    out[kReference * next] = largest;
+    for (int w = 0; w < 4; ++w) largest = fmaxf(largest, shared.of_warps[kLargest][w][row]);
+    out[kLargest * next] = largest;
     for (int sum = kWeights; sum < kSums; ++sum) {
       float total = 0.0f;
       for (int w = 0; w < 4; ++w) total += shared.of_warps[sum][w][row];
@@ -241,28 +253,43 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
   }
 }
 
-// From the tiles' sums to each token's loss and values, and to what its gradient is made of. A thread a token.
-static __global__ void __launch_bounds__(kRowThreads) nce_totals(NceProblem p, int64_t first, int64_t count) {
+// Adds the tiles' sums of a chunk of candidates to each token's; after the last one, its loss and values, and what its gradient
+// is made of. A thread a token.
+static __global__ void __launch_bounds__(kRowThreads) nce_totals(NceProblem p, int64_t first, int64_t count, int64_t begin) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
   if (row >= count) return;
-  const int64_t token = first + row, tiles = p.weight_stride / kTile, next = tiles * p.chunk;
+  const int64_t token = first + row, tiles = tiles_from(p, begin), next = p.candidate_chunk / kTile * p.chunk;
   const float positive = p.positives[token], tau = temperature_of(p), scale = 1.44269504f / tau;
-  const auto reference_of = [&](float largest) { return ceilf((largest - positive) * scale); };
-  float best = -INFINITY, seen = 0.0f, similarities = 0.0f;
+  float* const state = p.state + token;
+  float before[kSums] = {-INFINITY, 0.0f, 0.0f, 0.0f, 0.0f};
+  if (begin > 0) {
+    for (int sum = 0; sum < kSums; ++sum) before[sum] = state[sum * p.tokens];
+  }
+  float best = before[kLargest], seen = before[kSeen], similarities = before[kSimilarities];
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const float* const of_tile = p.partial + tile * p.chunk + row;
-    best = fmaxf(best, of_tile[kReference * next]);
+    best = fmaxf(best, of_tile[kLargest * next]);
     similarities += of_tile[kSimilarities * next];
     seen += of_tile[kSeen * next];
   }
-  const float reference = reference_of(best);
-  float total = 0.0f, differences = 0.0f;
+  const float reference = reference_of(best, positive, scale);
+  const auto factor_of = [&](float largest, float with) {
+    return with > 0.0f ? exp2f(reference_of(largest, positive, scale) - reference) : 0.0f;
+  };
+  const float change = factor_of(before[kLargest], before[kSeen]);
+  float total = change * before[kWeights], differences = change * before[kDifferences];
   for (int64_t tile = 0; tile < tiles; ++tile) {
     float* const of_tile = p.partial + tile * p.chunk + row;
-    const float factor = of_tile[kSeen * next] > 0.0f ? exp2f(reference_of(of_tile[kReference * next]) - reference) : 0.0f;
+    const float factor = factor_of(of_tile[kLargest * next], of_tile[kSeen * next]);
     total += factor * of_tile[kWeights * next];
     differences += factor * of_tile[kDifferences * next];
-    of_tile[kReference * next] = factor;
+    of_tile[kLargest * next] = factor;
+  }
+  p.change[row] = change;
+  if (begin + p.candidate_chunk < p.columns) {
+    const float sums[kSums] = {best, total, differences, similarities, seen};
+    for (int sum = 0; sum < kSums; ++sum) state[sum * p.tokens] = sums[sum];
+    return;
   }
   const bool counts = p.token_mask == nullptr || p.token_mask[token], any = seen > 0.0f;
   const float x = (reference + log2f(total)) * 0.693147181f;
@@ -301,15 +328,16 @@ struct ToOneReference {
   }
 };
 
-// gradient = weights candidates, to one reference a token, for tokens [first, first + count).
+// gradient (+)= weights candidates, to one reference a token, for tokens [first, first + count) and candidates from `begin` on.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads, 2) nce_gradient(NceProblem p, int64_t first, int64_t count) {
+__global__ void __launch_bounds__(kTileThreads, 2) nce_gradient(NceProblem p, int64_t first, int64_t count, int64_t begin) {
   VLKD_SHARED_MEMORY(memory);
   const int64_t tiles_down = (count + kTile - 1) / kTile;
   const int64_t first_row = blockIdx.x % tiles_down * kTile, first_column = blockIdx.x / tiles_down * kTile;
-  const Matrix<T> weights{static_cast<const T*>(p.weights), p.weight_stride, count, p.weight_stride};
+  const Matrix<T> weights{static_cast<const T*>(p.weights), p.candidate_chunk, count, tiles_from(p, begin) * kTile};
   const int64_t filled = p.fill == nullptr || p.copy_candidates ? p.columns : *p.fill; // what lies behind may be anything
-  const Matrix<T> candidates{static_cast<const T*>(p.candidates), p.candidate_stride, filled, padded_width(p.width)};
+  const T* const rows = static_cast<const T*>(p.candidates) + begin * p.candidate_stride;
+  const Matrix<T> candidates{rows, p.candidate_stride, filled - begin, padded_width(p.width)};
   TileSums sums;
   const ToOneReference<T> change{p.partial + first_row, p.chunk, count - first_row, {}};
   multiply_tile<false>(sums, reinterpret_cast<T*>(memory), weights, first_row, candidates, first_column, change);
@@ -319,10 +347,17 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_gradient(NceProblem p, in
     for (int i = 0; i < 2; ++i) {
       const int64_t row = first_row + row_of(m, i);
       if (row >= count) continue;
+      float* const to = p.gradient + (first + row) * p.width;
+      const float change = begin > 0 ? p.change[row] : 0.0f;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        float* const to = p.gradient + (first + row) * p.width;
-        store_pair(to, first_column + column_of(n, 0), p.width, sums[m][n][2 * i], sums[m][n][2 * i + 1]);
+        const int64_t column = first_column + column_of(n, 0);
+        float pair[2] = {sums[m][n][2 * i], sums[m][n][2 * i + 1]};
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (begin > 0 && column + e < p.width) pair[e] += change * to[column + e];
+        }
+        store_pair(to, column, p.width, pair[0], pair[1]);
       }
     }
   }
@@ -385,9 +420,12 @@ void token_nce(const NceProblem& p, Launch&& launch) {
   launch(nce_positives<T>, parts(p.tokens, kRowWarps), kRowThreads, 0, p);
   for (int64_t first = 0; first < p.tokens; first += p.chunk) {
     const int64_t count = p.tokens - first < p.chunk ? p.tokens - first : p.chunk, tiles_down = parts(count, kTile);
-    if (p.columns > 0) launch(nce_weights<T>, tiles_down * (p.weight_stride / kTile), kTileThreads, kTileShared, p, first, count);
-    launch(nce_totals, parts(count, kRowThreads), kRowThreads, 0, p, first, count);
-    if (p.with_grad) launch(nce_gradient<T>, tiles_down * parts(p.width, kTile), kTileThreads, kTileShared, p, first, count);
+    for (int64_t begin = 0; begin == 0 || begin < p.columns; begin += p.candidate_chunk) {
+      const int64_t blocks = tiles_down * tiles_from(p, begin), across = parts(p.width, kTile);
+      if (blocks > 0) launch(nce_weights<T>, blocks, kTileThreads, kTileShared, p, first, count, begin);
+      launch(nce_totals, parts(count, kRowThreads), kRowThreads, 0, p, first, count, begin);
+      if (p.with_grad) launch(nce_gradient<T>, tiles_down * across, kTileThreads, kTileShared, p, first, count, begin);
+    }
   }
   if (p.with_grad) launch(nce_finish<T>, parts(p.tokens, kRowWarps), kRowThreads, 0, p);
 }

@@ -24,4 +24,5 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_nce, "tile_config", lambda *_: token_nce.TileConfig(32, 32, 32, 1, 1))
     monkeypatch.setattr(token_nce, "SOFTMAX_COLUMNS", 32)
     monkeypatch.setattr(token_nce, "CHUNK", 16)
-    monkeypatch.setattr(token_nce, "CHUNK_TOKENS", 16)
+    for name in ("MOST_TOKENS", "LEAST_TOKENS"):
+        monkeypatch.setattr(token_nce, name, 16)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from emulated import ELEMENTS, POINTER, address, library, moved
 from kernel_truth import DEVICE, assert_as_good
-from test_token_nce import CALLS, FACTOR, make, plain, queue, rows
+from test_token_nce import CALLS, FACTOR, integers, make, plain, queue, rows
 from torch import Tensor
 
 from vlkd_kernels import RingQueue
@@ -44,8 +44,8 @@ class Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("student_stride", "candidate_stride")),
         *((name, ctypes.c_bool) for name in ("copy_students", "copy_candidates")),
         *((name, POINTER) for name in ("divisors", "norm_s", "norm_t", "positives", "masses", "scales", "weights")),
-        *((name, ctypes.c_int64) for name in ("weight_stride", "chunk")),
-        *((name, POINTER) for name in ("partial", "gradient", "values", "grad_temperature")),
+        *((name, ctypes.c_int64) for name in ("chunk", "candidate_chunk")),
+        *((name, POINTER) for name in ("partial", "state", "change", "gradient", "values", "grad_temperature")),
     ]
 
 
@@ -63,7 +63,7 @@ def in_place(x: Tensor, dtype: torch.dtype) -> bool:
 def forward(
     kernel: ctypes.CDLL | None, tensors: dict[str, Tensor], negatives: Tensor | RingQueue, temperature: float = 0.07,
     token_mask: Tensor | None = None, token_ids: Tensor | None = None, normalize: bool = True, in_batch: bool = False,
-    with_grad: bool = True, backwards: bool = False, chunk: int = TILE,
+    with_grad: bool = True, backwards: bool = False, chunks: tuple[int, int] = (TILE, TILE),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The arguments that csrc/token_nce/cuda.cu makes, and its kernels; as `reference.forward`."""
     device = "cuda" if kernel is None else "cpu"
@@ -102,9 +102,10 @@ def forward(
     divisors = memory(columns)
     problem.divisors = address(divisors)
     problem.candidates, problem.candidate_stride = address(candidates), candidates.stride(0)
-    problem.weight_stride, problem.chunk = (columns + TILE - 1) // TILE * TILE, chunk
-    weights = memory(chunk, problem.weight_stride, dtype=h_s.dtype)
-    partial = memory(SUMS, problem.weight_stride // TILE, chunk)
+    problem.chunk, problem.candidate_chunk = chunks
+    weights, partial = memory(*chunks, dtype=h_s.dtype), memory(SUMS, chunks[1] // TILE, chunks[0])
+    state, change = memory(SUMS, tokens), memory(chunks[0])
+    problem.state, problem.change = address(state), address(change)
     of_tokens, values, gradient = memory(6, tokens), memory(4, tokens), memory(tokens, width)
     names = ("norm_s", "norm_t", "positives", "masses", "scales", "grad_temperature")
     for name, x in zip(names, of_tokens, strict=True):
@@ -122,12 +123,12 @@ def check(
     kernel: ctypes.CDLL | None,
     tensors: dict[str, Tensor],
     negatives: Tensor | RingQueue,
-    chunk: int = TILE,
+    chunks: tuple[int, int] = (TILE, TILE),
     **options: Any,
 ) -> None:
     """The rule of kernel_truth.py; and the same bits whichever way the threads are taken."""
     dtype = tensors["h_s"].dtype
-    results = [forward(kernel, tensors, negatives, chunk=chunk, backwards=b, **options) for b in (False, True)]
+    results = [forward(kernel, tensors, negatives, chunks=chunks, backwards=b, **options) for b in (False, True)]
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
     loss, _, gradient, grad_temperature, values = (x.to(DEVICE) for x in results[0])
@@ -179,13 +180,26 @@ def test_shapes(kernel: ctypes.CDLL | None, shape: tuple[int, int, int], dtype: 
     check(kernel, make(tokens, width, dtype), rows(count, width, dtype), temperature=0.2, in_batch=tokens == 130)
 
 
-def test_one_chunk_and_several_give_the_same_bits(kernel: ctypes.CDLL | None) -> None:
+def test_one_chunk_of_tokens_and_several_give_the_same_bits(kernel: ctypes.CDLL | None) -> None:
     if kernel is None:
         pytest.skip("the operator cuts its chunks itself")
     tensors, negatives = make(300, 24, torch.bfloat16), rows(150, 24, torch.bfloat16)
-    results = [forward(kernel, tensors, negatives, chunk=chunk) for chunk in (128, 256, 384)]
+    results = [forward(kernel, tensors, negatives, chunks=(tokens, 256)) for tokens in (128, 256, 384)]
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("candidates", [128, 256, 384, 512])
+def test_chunks_of_candidates(kernel: ctypes.CDLL | None, candidates: int, dtype: torch.dtype) -> None:
+    """The nearest ones come last, so that every token's reference moves up from chunk to chunk; the first are all known."""
+    tensors = make(140, 33, dtype)
+    h_t = tensors["h_t"].float()
+    negatives = torch.cat([rows(200, 33), h_t + 3 * rows(140, 33, seed=6), h_t + rows(140, 33, seed=7)]).to(DEVICE)
+    ring = RingQueue(33, 480, dtype=dtype, device=DEVICE)
+    ring.enqueue_(negatives, ids=(torch.arange(480, device=DEVICE) < 130).long())
+    ids = integers(0, 2, 140)
+    check(kernel, tensors, ring, (TILE, candidates), temperature=0.02, token_ids=ids + (ids == 0) * 5)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -1,4 +1,4 @@
-"""`token_nce` in Triton: the weights of a chunk of tokens (at most 8 M of them), and one product with the negatives.
+"""`token_nce` in Triton: weights of some tokens for some negatives (at most 8 M of them), and a product with these negatives.
 
 Unit rows bound every logit by 1/τ. Where exp(−2/τ) is still a normal float32, and the temperature is known here, the first
 product's epilogue makes the weights and their sums. Else it writes similarities, which a second kernel turns into softmax
@@ -31,8 +31,11 @@ from vlkd_kernels.token_nce.kernels import (
     weights_kernel,
 )
 
-CHUNK = 8 * 1024 * 1024  # similarities held at a time
-CHUNK_TOKENS = 64  # however many negatives there are
+CHUNK = (
+    8 * 1024 * 1024
+)  # weights held at a time, and as many sums of tiles: those of MOST_TOKENS for a piece of the negatives,
+MOST_TOKENS = 4096  # so that the second product has tiles enough for all multiprocessors; or, with a true maximum,
+LEAST_TOKENS = 64  # those of at least as many tokens for all negatives
 SOFTMAX_COLUMNS = 256  # that the softmax reads at a time
 LEAST_BOUNDED = 0.023  # exp(-2/τ) is 1.7e-38 here, and float32's least normal number 1.2e-38
 
@@ -80,11 +83,17 @@ def launch(
     gradient = torch.empty((tokens, width) if with_grad else 0, **float32)
     masses = torch.empty(tokens, **float32)
     columns = rows + (tokens if in_batch else 0)
-    chunk = min(tokens, max(CHUNK_TOKENS, CHUNK // max(columns, 1)))
     mask = token_mask.view(torch.uint8) if token_mask is not None else None
     bounded = normalize and temperature is not None and temperature >= LEAST_BOUNDED
     narrow = bounded and h_s.dtype == torch.bfloat16
-    weights = torch.empty(chunk, columns, dtype=torch.bfloat16 if narrow else torch.float32, device=h_s.device)
+    block_k = tile_config(h_s.dtype).block_k
+    if bounded:
+        sums = 5 * triton.cdiv(max(columns, 1), block_k)  # of each token, a tile's after another's
+        chunk = min(tokens, MOST_TOKENS, max(LEAST_TOKENS, CHUNK // sums))
+        piece = min(max(CHUNK // chunk // block_k, 1) * block_k, max(columns, 1))
+    else:
+        chunk, piece = min(tokens, max(LEAST_TOKENS, CHUNK // max(columns, 1))), columns
+    weights = torch.empty(chunk, piece, dtype=torch.bfloat16 if narrow else torch.float32, device=h_s.device)
     scales = torch.empty(tokens if bounded else 1, **float32)
     flags = {
         "HAS_FILL": fill is not None,
@@ -98,7 +107,10 @@ def launch(
         norm_s, norm_t, norm_c, positives = _norms(h_s, h_t, negatives, normalize, normalize_negatives)
         sources = [_Source(negatives, norm_c, 0, normalize_negatives)] if rows else []
         sources += [_Source(h_t, norm_t, rows, normalize)] if in_batch else []
-        block_k = tile_config(h_s.dtype).block_k
+        if bounded:
+            sources = [part for source in sources for part in source.cut(piece)]
+        if not sources:
+            gradient.zero_()
         tiles = [triton.cdiv(source.rows.shape[0], block_k) for source in sources]
         partial = torch.empty(sum(tiles) if bounded else 0, 5, chunk, **float32)
         where = (tau, _or(fill, h_s), _or(negative_ids, h_s), _or(mask, h_s), _or(token_ids, h_s))
@@ -111,20 +123,23 @@ def launch(
                         h_s, norm_s, source, positives, where, weights, partial, begin, size, rows, columns,
                         sum(tiles[:index]), flags,
                     )  # fmt: skip
+                    if with_grad:
+                        _gradients(weights, source, gradient, begin, size, h_s.dtype, accumulate=index > 0)
                 totals_kernel[grid](
                     partial, positives, tau, _or(mask, h_s), token_values, masses, scales,
                     begin, size, tokens, sum(tiles), chunk, HAS_MASK=mask is not None, **_ROWS,
                 )  # fmt: skip
             else:
                 for source in sources:
-                    _similarities(h_s, norm_s, source, weights, begin, size, normalize)
+                    _similarities(h_s, norm_s, source, weights[:, source.first :], begin, size, normalize)
                 softmax_kernel[grid](
                     weights, positives, *where, norm_c, norm_t, token_values, masses,
                     begin, size, tokens, rows, columns, columns,
                     **flags, NORMALIZE_NEGATIVES=normalize_negatives, NORMALIZE=normalize, BLOCK_K=SOFTMAX_COLUMNS, **_ROWS,
                 )  # fmt: skip
-            for index, source in enumerate(sources if with_grad else []):
-                _gradients(weights, source, gradient, begin, size, h_s.dtype, accumulate=index > 0)
+                for index, source in enumerate(sources if with_grad else []):
+                    own = weights[:, source.first :]
+                    _gradients(own, source, gradient, begin, size, h_s.dtype, accumulate=index > 0)
         if with_grad:
             finish_kernel[(triton.cdiv(tokens, _ROWS["BLOCK_N"]),)](
                 gradient, h_s, h_t, norm_s, norm_t, masses, scales, tau, tokens, width, *h_s.stride(), *h_t.stride(),
@@ -143,6 +158,15 @@ class _Source(NamedTuple):
     norms: Tensor
     first: int
     normalized: bool  # by us: the norms are set
+
+    def cut(self, size: int) -> list[_Source]:
+        """The same rows in pieces of at most `size`."""
+        starts = range(0, self.rows.shape[0], size)
+        norms = [self.norms[i : i + size] if self.normalized else self.norms for i in starts]
+        return [
+            _Source(self.rows[i : i + size], n, self.first + i, self.normalized)
+            for i, n in zip(starts, norms, strict=True)
+        ]
 
 
 forward = torch.library.custom_op("vlkd_triton::token_nce", launch, mutates_args=())
@@ -189,12 +213,12 @@ def _weights(
     h_s: Tensor, norm_s: Tensor, source: _Source, positives: Tensor, where: tuple[Tensor, ...], out: Tensor, partial: Tensor,
     begin: int, size: int, negatives: int, columns: int, first_tile: int, flags: dict[str, bool],
 ) -> None:  # fmt: skip
-    """The weights of tokens begin .. begin + size for a source's rows, into their columns, and their sums by tile."""
+    """The weights of tokens begin .. begin + size for a source's rows, and their sums by tile."""
     config = tile_config(h_s.dtype)
     rows, width = source.rows.shape
     tiles = triton.cdiv(rows, config.block_k)
     weights_kernel[(triton.cdiv(size, config.block_n) * tiles,)](
-        h_s[begin:], source.rows, norm_s[begin:], source.norms, positives, *where, out[:, source.first :], partial,
+        h_s[begin:], source.rows, norm_s[begin:], source.norms, positives, *where, out, partial,
         begin, size, rows, width, negatives, columns, source.first, first_tile, partial.stride(1),
         *h_s.stride(), *source.rows.stride(), out.stride(0), tiles,
         NORMALIZE_CANDIDATES=source.normalized, **flags, DTYPE=_TRITON_DTYPES[out.dtype],
@@ -206,12 +230,12 @@ def _weights(
 def _similarities(
     h_s: Tensor, norm_s: Tensor, source: _Source, out: Tensor, begin: int, size: int, normalize: bool
 ) -> None:
-    """The similarities of tokens begin .. begin + size with a source's rows, into their columns."""
+    """The similarities of tokens begin .. begin + size with a source's rows."""
     config = tile_config(h_s.dtype)
     rows, width = source.rows.shape
     tiles = triton.cdiv(rows, config.block_k)
     similarity_kernel[(triton.cdiv(size, config.block_n) * tiles,)](
-        h_s[begin:], source.rows, norm_s[begin:] if normalize else norm_s, source.norms, out[:, source.first :],
+        h_s[begin:], source.rows, norm_s[begin:] if normalize else norm_s, source.norms, out,
         size, rows, width, *h_s.stride(), *source.rows.stride(), out.stride(0), tiles,
         NORMALIZE=normalize, NORMALIZE_CANDIDATES=source.normalized,
         BLOCK_N=config.block_n, BLOCK_K=config.block_k, BLOCK_E=config.block_e,
@@ -227,7 +251,7 @@ def _gradients(
     rows, width = source.rows.shape
     tiles = triton.cdiv(width, config.block_e)
     gradient_kernel[(triton.cdiv(size, config.block_n) * tiles,)](
-        weights[:, source.first :], source.rows, out[begin:], size, rows, width,
+        weights, source.rows, out[begin:], size, rows, width,
         weights.stride(0), *source.rows.stride(), tiles,
         ACCUMULATE=accumulate, DTYPE=_TRITON_DTYPES[dtype],
         BLOCK_N=config.block_n, BLOCK_K=config.block_k, BLOCK_E=config.block_e,
