@@ -101,7 +101,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_nce
   p.with_grad = with_grad;
 
   p.copy_students = !in_place(h_s, type);
-  p.copy_candidates = in_batch || normalize_negatives || !in_place(negatives, type);
+  // bfloat16 weights may be divided by any length, float16 ones only by one near 1, which the copy sees to.
+  p.copy_candidates = in_batch || (normalize_negatives && type == at::kHalf) || !in_place(negatives, type);
   const int64_t stride = padded_width(width);
   const at::Tensor students = p.copy_students ? at::empty({tokens, stride}, h_s.options()) : h_s;
   const at::Tensor candidates = p.copy_candidates ? at::empty({p.columns, stride}, h_s.options()) : negatives;
@@ -109,8 +110,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_nce
   p.student_stride = students.stride(0);
   p.candidates = candidates.const_data_ptr();
   p.candidate_stride = candidates.stride(0);
-  const at::Tensor divisors = at::empty({p.copy_candidates ? p.columns : 0}, options);
-  p.divisors = divisors.mutable_data_ptr<float>();
+  const bool divided = p.copy_candidates || normalize_negatives;
+  const at::Tensor divisors = at::empty({divided ? p.columns : 0}, options);
+  p.divisors = divided ? divisors.mutable_data_ptr<float>() : nullptr;
 
   p.chunk = std::min(kTokens, rounded_up(tokens, kTile));
   p.candidate_chunk = std::clamp<int64_t>(kTokens * kCandidates / p.chunk, kTile, rounded_up(std::max<int64_t>(1, p.columns), kTile));

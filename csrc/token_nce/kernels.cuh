@@ -39,7 +39,7 @@ struct NceProblem {
   const void *students, *candidates;
   int64_t student_stride, candidate_stride;
   bool copy_students, copy_candidates;
-  float* divisors; // [columns], what is left of the candidates' lengths; where they are copied
+  float* divisors; // [columns], what is left of the candidates' lengths; null where they are 1
   // Memory: float [N] each; T [C, J]; float [kSums, J / kTile, C]; float [kSums, N], the sums so far; float [C].
   float *norm_s, *norm_t, *positives, *masses, *scales;
   void* weights;
@@ -82,7 +82,7 @@ __device__ inline float temperature_of(const NceProblem& p) {
 
 // Rows [0, count) as T; 0 from E on, and in rows that are masked or not filled, whose weights are 0 and might meet a NaN. With
 // `normalize` a row is multiplied by the power of two that brings its length next to 1, which rounds nothing, and the rest of
-// the length goes to `divisors`. A warp a row.
+// the length goes to `divisors`. Without `to`, all of it goes there. A warp a row.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) nce_copy_rows(
     T* to, float* divisors, int64_t stride, RowsInput from, int64_t count, int64_t width, bool normalize, const bool* mask,
@@ -96,10 +96,11 @@ __global__ void __launch_bounds__(kRowThreads) nce_copy_rows(
     float squares = 0.0f;
     for (int64_t e = lane; e < width; e += kWarp) squares += element(from, row, e) * element(from, row, e);
     const float norm = fmaxf(sqrtf(warp_sum(squares)), kEps);
-    factor = exp2f(-rintf(log2f(norm)));
+    factor = to == nullptr ? 1.0f : exp2f(-rintf(log2f(norm)));
     divisor = norm * factor;
   }
   if (divisors != nullptr && lane == 0) divisors[row] = divisor;
+  if (to == nullptr) return;
 #pragma unroll 1
   for (int64_t e = lane; e < stride; e += kWarp) {
     to[row * stride + e] = static_cast<T>(used && e < width ? element(from, row, e) * factor : 0.0f);
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
     const int64_t token = first + first_row + i, column = first_column + i, other = column - p.rows;
     const bool inside = first_row + i < count, in_batch = other >= 0 && column < p.columns;
     shared.inverse_norms[i] = inside ? 1.0f / fmaxf(p.norm_s[token], kEps) : 1.0f;
-    shared.inverse_divisors[i] = p.copy_candidates && column < p.columns ? 1.0f / p.divisors[column] : 1.0f;
+    shared.inverse_divisors[i] = p.divisors != nullptr && column < p.columns ? 1.0f / p.divisors[column] : 1.0f;
     shared.positives[i] = inside ? p.positives[token] : 0.0f;
     shared.counted[i] = inside && (p.token_mask == nullptr || p.token_mask[token]);
     shared.row_ids[i] = inside && with_ids ? p.token_ids[token] : -1;
@@ -403,8 +404,8 @@ void token_nce(const NceProblem& p, Launch&& launch) {
         nce_copy_rows<T>, parts(p.tokens, kRowWarps), kRowThreads, 0, to, static_cast<float*>(nullptr), p.student_stride, p.h_s, p.tokens, p.width, false,
         p.token_mask, static_cast<const int64_t*>(nullptr));
   }
-  if (p.copy_candidates) {
-    T* const to = static_cast<T*>(const_cast<void*>(p.candidates));
+  if (p.divisors != nullptr) {
+    T* const to = p.copy_candidates ? static_cast<T*>(const_cast<void*>(p.candidates)) : nullptr;
     const int64_t stride = p.candidate_stride, others = p.columns - p.rows;
     if (p.rows > 0) {
       launch(

@@ -94,13 +94,14 @@ def forward(
         problem.temperature_tensor, problem.temperature_type = address(learned), ELEMENTS.index(learned.dtype)
     problem.normalize, problem.normalize_negatives, problem.with_grad = normalize, fresh, with_grad
     problem.copy_students = not in_place(h_s, h_s.dtype)
-    problem.copy_candidates = in_batch or fresh or not in_place(stored, h_s.dtype)
+    scaled = fresh and h_s.dtype == torch.float16
+    problem.copy_candidates = in_batch or scaled or not in_place(stored, h_s.dtype)
     padded = (width + 7) // 8 * 8
     students = memory(tokens, padded, dtype=h_s.dtype) if problem.copy_students else h_s
     candidates = memory(columns, padded, dtype=h_s.dtype) if problem.copy_candidates else stored
     problem.students, problem.student_stride = address(students), students.stride(0)
     divisors = memory(columns)
-    problem.divisors = address(divisors)
+    problem.divisors = address(divisors) if fresh or problem.copy_candidates else None
     problem.candidates, problem.candidate_stride = address(candidates), candidates.stride(0)
     problem.chunk, problem.candidate_chunk = chunks
     weights, partial = memory(*chunks, dtype=h_s.dtype), memory(SUMS, chunks[1] // TILE, chunks[0])
@@ -225,6 +226,16 @@ def test_teacher_and_queue_of_other_dtypes_and_layouts(kernel: ctypes.CDLL | Non
     results = [forward(kernel, tensors, x) for x in (plain_rows, wide[:, 8:24])]
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_rows_of_any_length(kernel: ctypes.CDLL | None, in_batch: bool, dtype: torch.dtype) -> None:
+    """From one to the next far beyond what a weight of half precision could be divided by; and a row of zeros."""
+    largest = 8 if dtype == torch.bfloat16 else 3
+    negatives = rows(40, 16) * torch.logspace(-largest, largest, 40, device=DEVICE)[:, None]
+    negatives[7] = 0
+    check(kernel, make(11, 16, dtype), negatives.to(dtype), in_batch=in_batch, temperature=0.1)
 
 
 @pytest.mark.parametrize("filled", [0, 1, 31])
