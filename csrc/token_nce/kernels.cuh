@@ -1,15 +1,17 @@
 // token_nce on the GPU: the kernels, and the order in which they run.
 //
 // Legend: N tokens, E embedding width, K negatives; candidates are the negatives and, if they serve too, the other tokens'
-// teacher rows; C tokens and J candidates of a chunk. With s the student's row, t the teacher's, q_k the candidates, a = s.t, b_k = s.q_k:
+// teacher rows; C tokens and J candidates of a chunk. With s the student's row, t the teacher's, q_k the candidates, a = s.t,
+// b_k = s.q_k:
 //   x = log sum_k exp((b_k - a)/tau),  loss = log(1 + e^x),  p_k = exp((b_k - a)/tau) / (1 + e^x),
 //   dL/ds = (sum_k p_k q_k - sum_k p_k t)/tau,  dL/dtau = -sum_k p_k (b_k - a)/tau^2.
 // One product makes all b of a tile; its epilogue turns them into weights 2^(l_k - r), l_k = log2(e) (b_k - a)/tau, where the
-// tile's reference r is the row's largest l rounded up to an integer. So a weight is in [0, 1], whatever the temperature and
-// the length of the rows, and fits either half-precision type; and bringing all tiles to one reference is a product with a
-// power of two, which rounds nothing: the second product does it to its fragments. 4 N K E operations in all, none repeated.
-// Weights are held for C tokens and J candidates at a time. From one J to the next a token's reference may move up; its sums, its
-// gradient so far among them, follow by a power of two. No atomics; the order of every sum is fixed.
+// tile's reference r is the row's largest l rounded up to an integer. So a weight is in [0, 1], whatever the temperature, and
+// fits either half-precision type (over the length of q_k, where that has not gone into the row); and bringing all tiles to
+// one reference is a product with a power of two, which rounds nothing: the second product does it to its fragments.
+// 4 N K E operations in all, none repeated.
+// Weights are held for C tokens and J candidates at a time. From one J to the next a token's reference may move up; its sums,
+// its gradient so far among them, follow by a power of two. No atomics; the order of every sum is fixed.
 #pragma once
 
 #include "../common/tile_product.cuh"
