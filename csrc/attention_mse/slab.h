@@ -238,7 +238,8 @@ template <typename Entry, typename Isa, typename T>
 VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspace<T>& memory) {
   using G = Gemm<Entry, Isa>;
   const int64_t key_heads = p.heads / p.group_s, b = slab.key_head / key_heads, width = p.q_s.width;
-  const int64_t all_keys = G::padded(p.keys), all_width = G::padded(width), map_row = G::row_stride(p.keys);
+  const int64_t all_keys = G::padded(p.keys), all_width = G::padded(width); // of the gradients
+  const int64_t map_row = G::row_stride(p.keys);
   const int64_t entries_s = entries<Entry>(width), entries_t = entries<Entry>(p.q_t.width);
   const auto piece = [](T* data) __attribute__((always_inline)) { return reinterpret_cast<Entry*>(data); };
   const typename G::Panels across_s{piece(memory.across_s), entries_s, p.keys};

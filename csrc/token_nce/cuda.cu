@@ -1,6 +1,6 @@
 // token_nce on the GPU: its arguments, memory and launches; the kernels are in kernels.cuh.
 //
-// Legend: N tokens, E embedding width, K negatives, C tokens of a chunk.
+// Legend: N tokens, E embedding width, K negatives, C tokens and J candidates of a chunk.
 
 #include "arguments.h"
 #include "kernels.cuh"
@@ -21,14 +21,6 @@
 
 namespace vlkd {
 namespace {
-
-// The weights of a chunk stay in the second-level cache between the two products: 32 MiB. Rather many tokens than many
-// candidates, for the blocks of the second product share the tokens and the width alone.
-constexpr int64_t kTokens = 8192, kCandidates = 2048;
-
-int64_t rounded_up(int64_t size, int64_t to) {
-  return (size + to - 1) / to * to;
-}
 
 RowsInput rows_input(const at::Tensor& x) {
   return {x.const_data_ptr(), element_of(x.scalar_type()), x.stride(0), x.stride(1)};
@@ -114,8 +106,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_nce
   const at::Tensor divisors = at::empty({divided ? p.columns : 0}, options);
   p.divisors = divided ? divisors.mutable_data_ptr<float>() : nullptr;
 
-  p.chunk = std::min(kTokens, rounded_up(tokens, kTile));
-  p.candidate_chunk = std::clamp<int64_t>(kTokens * kCandidates / p.chunk, kTile, rounded_up(std::max<int64_t>(1, p.columns), kTile));
+  cut_chunks(p);
   const at::Tensor weights = at::empty({with_grad ? p.chunk : 0, p.candidate_chunk}, h_s.options());
   const at::Tensor partial = at::empty({kSums, p.candidate_chunk / kTile, p.chunk}, options);
   const at::Tensor state = at::empty({kSums, tokens}, options), change = at::empty({p.chunk}, options);
@@ -136,7 +127,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_nce
   type == at::kHalf ? launch_all<c10::Half>(p) : launch_all<c10::BFloat16>(p);
 
   const at::Tensor count = mask.defined() ? mask.sum(at::kFloat) : at::full({}, static_cast<double>(tokens), options);
-  const at::Tensor grad_temperature = with_grad ? of_tokens.select(0, 5).sum() : at::empty({}, options);
+  const at::Tensor grad_temperature = with_grad ? of_tokens.select(0, 5).sum() : at::zeros({}, options);
   return {values.select(0, 0).sum(), count, gradient, grad_temperature, values};
 }
 

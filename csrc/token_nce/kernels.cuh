@@ -63,6 +63,16 @@ __host__ __device__ inline int64_t padded_width(int64_t width) {
 // is replaced by the factor from the tile's reference to the token's.
 enum TileSum { kLargest, kWeights, kDifferences, kSimilarities, kSeen, kSums };
 
+// The weights of a chunk stay in the second-level cache between the two products: 32 MiB. Rather many tokens than many
+// candidates, for the blocks of the second product share the tokens and the width alone.
+inline void cut_chunks(NceProblem& p) {
+  constexpr int64_t kTokens = 8192, kCandidates = 2048;
+  const auto tiles = [](int64_t size) { return size > 0 ? (size + kTile - 1) / kTile : 1; };
+  const auto smaller = [](int64_t a, int64_t b) { return a < b ? a : b; };
+  p.chunk = smaller(kTokens, tiles(p.tokens) * kTile);
+  p.candidate_chunk = smaller(kTokens * kCandidates / p.chunk / kTile, tiles(p.columns)) * kTile;
+}
+
 // Chunk [begin, begin + J) of the candidates.
 __host__ __device__ inline int64_t tiles_from(const NceProblem& p, int64_t begin) {
   const int64_t left = p.columns - begin < p.candidate_chunk ? p.columns - begin : p.candidate_chunk;
@@ -403,8 +413,8 @@ void token_nce(const NceProblem& p, Launch&& launch) {
   if (p.copy_students) {
     T* const to = static_cast<T*>(const_cast<void*>(p.students));
     launch(
-        nce_copy_rows<T>, parts(p.tokens, kRowWarps), kRowThreads, 0, to, static_cast<float*>(nullptr), p.student_stride, p.h_s, p.tokens, p.width, false,
-        p.token_mask, static_cast<const int64_t*>(nullptr));
+        nce_copy_rows<T>, parts(p.tokens, kRowWarps), kRowThreads, 0, to, static_cast<float*>(nullptr), p.student_stride,
+        p.h_s, p.tokens, p.width, false, p.token_mask, static_cast<const int64_t*>(nullptr));
   }
   if (p.divisors != nullptr) {
     T* const to = p.copy_candidates ? static_cast<T*>(const_cast<void*>(p.candidates)) : nullptr;
@@ -416,8 +426,8 @@ void token_nce(const NceProblem& p, Launch&& launch) {
     }
     if (others > 0) {
       launch(
-          nce_copy_rows<T>, parts(others, kRowWarps), kRowThreads, 0, to + p.rows * stride, p.divisors + p.rows, stride, p.h_t, others, p.width,
-          p.normalize, p.token_mask, static_cast<const int64_t*>(nullptr));
+          nce_copy_rows<T>, parts(others, kRowWarps), kRowThreads, 0, to + p.rows * stride, p.divisors + p.rows, stride,
+          p.h_t, others, p.width, p.normalize, p.token_mask, static_cast<const int64_t*>(nullptr));
     }
   }
   launch(nce_positives<T>, parts(p.tokens, kRowWarps), kRowThreads, 0, p);

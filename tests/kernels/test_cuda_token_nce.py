@@ -181,6 +181,18 @@ def test_shapes(kernel: ctypes.CDLL | None, shape: tuple[int, int, int], dtype: 
     check(kernel, make(tokens, width, dtype), rows(count, width, dtype), temperature=0.2, in_batch=tokens == 130)
 
 
+@pytest.mark.parametrize("tokens", [1, 300, 3000, 8192, 131072])
+@pytest.mark.parametrize("columns", [0, 1, 4096, 65536])
+def test_chunks_are_whole_tiles_of_at_most_32_mib(kernel: ctypes.CDLL | None, tokens: int, columns: int) -> None:
+    if kernel is None:
+        pytest.skip("the operator does not tell its chunks")
+    problem = Problem(tokens=tokens, columns=columns)
+    kernel.cut_chunks(ctypes.byref(problem))
+    for chunk, size in ((problem.chunk, tokens), (problem.candidate_chunk, columns)):
+        assert chunk % TILE == 0 and TILE <= chunk < max(size, 1) + TILE
+    assert 2 * problem.chunk * problem.candidate_chunk <= 2**25
+
+
 def test_one_chunk_of_tokens_and_several_give_the_same_bits(kernel: ctypes.CDLL | None) -> None:
     if kernel is None:
         pytest.skip("the operator cuts its chunks itself")

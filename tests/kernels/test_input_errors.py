@@ -55,6 +55,7 @@ NCE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"h_t": zeros(2, 3, 8, device="meta")}, ValueError, "h_t must be on the device of h_s, cpu, got meta"),
     ({"negatives": zeros(5, 9)}, ValueError, r"negatives must have shape \[K, E\] with E = 8, got \[5, 9\]"),
     ({"negatives": [1]}, TypeError, "negatives must be a torch.Tensor, got list"),
+    ({"h_s": [1], "negatives": RingQueue(8, 4)}, TypeError, "h_s must be a torch.Tensor, got list"),
     ({"negatives": zeros(0, 8)}, ValueError, "negatives must have at least one row, .*use in_batch=True"),
     ({"negatives": RingQueue(8, 4, normalize=False)}, ValueError, "queue was made with normalize=False but the call says normalize=True"),
     ({"negatives": RingQueue(8, 4), "normalize": False}, ValueError, "they must agree"),

@@ -48,9 +48,7 @@ def test_every_process_has_the_queue_that_one_would_have(processes: int, tmp_pat
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(process, (port, processes, tmp_path), nprocs=processes)
     for dtype in DTYPES:
-        normalize = (
-            dtype == torch.float8_e4m3fn
-        )  # rows that are normalised before get a scale that says nothing of length 1
+        normalize = dtype == torch.float8_e4m3fn  # whose scales also say that a row has length 1
         alone = RingQueue(WIDTH, SIZE, dtype=dtype, normalize=normalize)
         for step in range(STEPS):
             rows, mask, ids = (

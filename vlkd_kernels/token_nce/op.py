@@ -80,7 +80,8 @@ def token_nce(
         BackendError: the named backend cannot run this call.
     """
     queue = negatives if isinstance(negatives, RingQueue) else None
-    rows = negatives.values(h_s.dtype) if isinstance(negatives, RingQueue) else negatives
+    dtype = h_s.dtype if isinstance(h_s, Tensor) else torch.float32
+    rows = negatives.values(dtype) if isinstance(negatives, RingQueue) else negatives
     _check_tensors(h_s, h_t, rows, token_mask, token_ids)
     _check_negatives(rows, queue, token_ids, normalize, in_batch)
     _check_temperature(temperature, h_s)

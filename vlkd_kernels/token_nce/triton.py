@@ -31,11 +31,11 @@ from vlkd_kernels.token_nce.kernels import (
     weights_kernel,
 )
 
-CHUNK = (
-    8 * 1024 * 1024
-)  # weights held at a time, and as many sums of tiles: those of MOST_TOKENS for a piece of the negatives,
-MOST_TOKENS = 4096  # so that the second product has tiles enough for all multiprocessors; or, with a true maximum,
-LEAST_TOKENS = 64  # those of at least as many tokens for all negatives
+CHUNK = 8 * 1024 * 1024  # weights held at a time, and at most as many sums of tiles
+MOST_TOKENS = (
+    4096  # where a piece of the negatives is enough: then the second product has tiles for all multiprocessors
+)
+LEAST_TOKENS = 64  # where a row's maximum takes all negatives, however many there are
 SOFTMAX_COLUMNS = 256  # that the softmax reads at a time
 LEAST_BOUNDED = 0.023  # exp(-2/τ) is 1.7e-38 here, and float32's least normal number 1.2e-38
 

@@ -6,6 +6,10 @@
 
 #include <cstdio>
 
+extern "C" void cut_chunks(vlkd::NceProblem* problem) {
+  vlkd::cut_chunks(*problem);
+}
+
 // Returns 0, or 1 with the reason in `error`.
 extern "C" int run(const vlkd::NceProblem* problem, bool bfloat16, bool backwards, char* error, int size) {
   const auto launch = [&](auto kernel, int64_t blocks, int threads, int shared, auto... arguments) {
