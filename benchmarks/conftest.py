@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.floors import ceilings
 from benchmarks.peers import GPU_ONLY, LIBRARIES, Contender, contender, truth
-from benchmarks.steps import Steps, peak_memory
+from benchmarks.steps import Steps, peak_memory, seconds
 
 ROUNDS = 10
 ENOUGH = 1.0  # seconds of rounds on a CPU, where what else runs disturbs for a part of a second at a time
@@ -51,7 +51,7 @@ def measure(benchmark: Any, device: str) -> Measure:
         if name in GPU_ONLY and device == "cpu":
             pytest.skip(f"{name} runs on a GPU")
         if name in LIBRARIES:
-            pytest.importorskip(name)
+            pytest.importorskip(name.replace("-", "_"))
         try:
             steps = Steps(contender(op, name), tensors, students)
             _check(contender(op, name), truth(op, name), tensors, students, checked)
@@ -61,12 +61,16 @@ def measure(benchmark: Any, device: str) -> Measure:
         if phase == "both":
             benchmark.extra_info["peak_memory"] = peak_memory(steps.both, device)
             benchmark.extra_info["inputs"] = sum(x.nbytes for x in tensors.values())
-        function, calls = steps.ready(phase)
-        rounds = ROUNDS if device == "cuda" else max(ROUNDS, min(200, round(ENOUGH / steps.seconds(function))))
-        benchmark.pedantic(function, rounds=rounds, warmup_rounds=2)
-        benchmark.extra_info["calls"] = calls
+        time_it(benchmark, *steps.ready(phase), device)
 
     return run
+
+
+def time_it(benchmark: Any, function: Callable[[], object], calls: int, device: str) -> None:
+    """Rounds of a function that makes so many calls of what is timed."""
+    rounds = ROUNDS if device == "cuda" else max(ROUNDS, min(200, round(ENOUGH / seconds(function))))
+    benchmark.pedantic(function, rounds=rounds, warmup_rounds=2)
+    benchmark.extra_info["calls"] = calls
 
 
 def _check(

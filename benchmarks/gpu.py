@@ -23,7 +23,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU_TESTS = "tests/kernels/test_cuda_attention_mse.py tests/kernels/test_cuda_token_nce.py -k gpu"
-QUEUE_TESTS = "tests/kernels/test_native_ring_queue.py"
+QUEUE_TESTS = "tests/kernels/test_native_ring_queue.py -k gpu"
 
 
 def parts(out: Path) -> list[tuple[str, list[str], int]]:
@@ -39,7 +39,7 @@ def parts(out: Path) -> list[tuple[str, list[str], int]]:
         for tool in ("memcheck", "racecheck", "initcheck"):
             checked = [sanitizer, "--tool", tool, "--error-exitcode", "1", *pytest, "-x", *GPU_TESTS.split()]
             result.append((tool, checked, 25))
-        result.append(("memcheck of the queue", [sanitizer, "--error-exitcode", "1", *pytest, "-x", QUEUE_TESTS], 20))
+        result.append(("memcheck of the queue", [sanitizer, "--error-exitcode", "1", *pytest, "-x", *QUEUE_TESTS.split()], 20))
     result.append(("benchmarks", [*pytest, "benchmarks", f"--benchmark-json={out}"], 175))
     return result
 

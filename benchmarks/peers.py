@@ -25,9 +25,10 @@ Contender = Callable[..., tuple[Tensor, ...]]
 NAMES = {
     "attention_mse": ("vlkd", "vlkd cuda", "eager", "torch.compile", "FlexAttention"),
     "distill_attention": ("vlkd", "attention + attention_mse", "attention alone", "eager"),
-    "token_nce": ("vlkd", "vlkd cuda", "eager", "torch.compile", "lightly"),
+    "token_nce": ("vlkd", "vlkd cuda", "eager", "torch.compile", "lightly", "pytorch-metric-learning"),
+    "ring_queue": ("vlkd", "copy", "MoCo", "lightly"),
 }
-LIBRARIES = ("lightly",)  # that a contender is named after
+LIBRARIES = ("lightly", "pytorch-metric-learning")  # that a contender is named after
 GPU_ONLY = ("vlkd cuda", "FlexAttention")  # FlexAttention's log-sum-exp has a gradient there alone
 
 
@@ -97,6 +98,17 @@ def token_nce_of_lightly(h_s: Tensor, h_t: Tensor, negatives: Tensor) -> tuple[T
     return (loss(h_s, h_t),)
 
 
+def token_nce_of_pytorch_metric_learning(h_s: Tensor, h_t: Tensor, negatives: Tensor) -> tuple[Tensor]:
+    """The same from pytorch-metric-learning's NTXentLoss, which compares every positive pair with every negative one: N·N·K."""
+    from pytorch_metric_learning.losses import NTXentLoss  # type: ignore[import-not-found]
+
+    tokens = torch.arange(len(h_s), device=h_s.device)
+    rows = torch.arange(len(negatives), device=h_s.device)
+    pairs = (tokens, tokens, tokens.repeat_interleave(len(rows)), len(tokens) + rows.repeat(len(tokens)))
+    labels = torch.cat([tokens, torch.full_like(rows, -1)])
+    return (NTXentLoss(temperature=0.07)(h_s, tokens, pairs, torch.cat([h_t, negatives]), labels),)
+
+
 def truth(op: str, name: str) -> Contender:
     """The plain form that a contender's numbers are held to."""
     if name == "attention alone":
@@ -118,5 +130,37 @@ def contender(op: str, name: str) -> Contender:
         return attention_and_loss
     if name == "lightly":
         return token_nce_of_lightly
+    if name == "pytorch-metric-learning":
+        return token_nce_of_pytorch_metric_learning
     eager = truth(op, name)
     return torch.compile(eager, dynamic=False) if name == "torch.compile" else eager
+
+
+def ring_write(name: str, size: int, rows: Tensor, mask: Tensor | None) -> tuple[Callable[[], object], Callable[[], Tensor]]:
+    """A contender's write of the same rows [N, E] into a queue of `size`, and what reads its rows [size, E].
+
+    "MoCo" and "lightly" know no mask, normalise before they write, and ask the device where to. "copy" copies as many rows as
+    are written, as they are.
+    """
+    width = rows.shape[1]
+    if name == "vlkd":
+        queue = vlkd_kernels.RingQueue(width, size, dtype=rows.dtype, device=rows.device)
+        return lambda: queue.enqueue_(rows, mask), lambda: queue.rows
+    if name == "copy":
+        source = rows[: len(rows) if mask is None else int(mask.sum())]
+        target = torch.empty_like(source)
+        return lambda: target.copy_(source), lambda: F.normalize(target, dim=-1)
+    if name == "lightly":
+        from lightly.models.modules.memory_bank import MemoryBankModule  # type: ignore[import-not-found]
+
+        bank = MemoryBankModule((size, width)).to(rows.device, rows.dtype)
+        return lambda: bank._dequeue_and_enqueue(F.normalize(rows, dim=-1)), lambda: bank.bank
+    keys, pointer = rows.new_zeros(width, size), torch.zeros(1, dtype=torch.long, device=rows.device)
+
+    def write() -> None:
+        """MoCo's `_dequeue_and_enqueue`: the queue lies the other way round."""
+        begin = int(pointer)
+        keys[:, begin : begin + len(rows)] = F.normalize(rows, dim=-1).T
+        pointer[0] = (begin + len(rows)) % size
+
+    return write, lambda: keys.T

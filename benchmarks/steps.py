@@ -1,4 +1,4 @@
-"""One step of a contender on given tensors: forward, backward, or both, ready to be called again and again."""
+"""One step of a contender on given tensors: forward, backward, or both; and any step as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -56,32 +56,46 @@ class Steps:
         step = {"forward": self.forward, "backward": self.backward, "both": self.both}[phase]
         if not self._leaves[0].is_cuda:
             return step, 1
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self._outputs = self._function(**self._tensors)  # the backward goes to the stream of its forward
-                step()
+
+        def prepare() -> None:
+            self._outputs = self._function(**self._tensors)  # the backward goes to the stream of its forward
+
+        return captured(step, prepare)
+
+
+def captured(step: Callable[[], object], prepare: Callable[[], None] | None = None) -> tuple[Callable[[], object], int]:
+    """A step as a CUDA graph: a function that replays it often enough and waits for the GPU, and how often that is.
+
+    `prepare` is called before the step on the stream of the capture.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            if prepare is not None:
+                prepare()
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        kept = step()
+
+    def replay(times: int = 1) -> object:
+        for _ in range(times):
+            graph.replay()
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side):
-            self._kept = step()
+        return kept
 
-        def replay(times: int = 1) -> None:
-            for _ in range(times):
-                graph.replay()
-            torch.cuda.synchronize()
+    times = max(1, min(100, round(LONG / seconds(replay))))
+    return lambda: replay(times), times
 
-        times = max(1, min(100, round(LONG / self.seconds(replay))))
-        return lambda: replay(times), times
 
-    @staticmethod
-    def seconds(function: Callable[[], object]) -> float:
-        """One warmed call."""
-        function()
-        begin = time.perf_counter()
-        function()
-        return time.perf_counter() - begin
+def seconds(function: Callable[[], object]) -> float:
+    """One warmed call."""
+    function()
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
 
 
 def peak_memory(function: Callable[[], Any], device: str) -> int:

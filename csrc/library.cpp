@@ -34,9 +34,10 @@ TORCH_LIBRARY(vlkd, m) {
       "-> (Tensor loss_sum, Tensor count, Tensor grad_h, Tensor grad_temperature, Tensor values)");
 
   // rows [K, E], ids int64 [K], head and fill int64 0-d; new_rows [N, E], mask bool [N], new_ids int64 [N].
+  // Rows are of a floating-point dtype, or the bits of float8 as uint8, with scales float32 [K] and new_scales float32 [N].
   m.def(
       "ring_enqueue_(Tensor(a!) rows, Tensor(b!) ids, Tensor(c!) head, Tensor(d!) fill, Tensor new_rows, "
-      "Tensor? mask, Tensor? new_ids, bool normalize) -> ()");
+      "Tensor? mask, Tensor? new_ids, bool normalize, Tensor(e!)? scales=None, Tensor? new_scales=None) -> ()");
 }
 
 // The losses return their gradients; the Python operators scale them. A backward through the raw operator is an error.

@@ -129,8 +129,6 @@ def _status(
         return False, f"the compiled extension is not loaded: {extension.why_not()}"
     if not _has_kernel(op, backend):
         return False, f"the compiled extension holds no {backend} kernel for it"
-    if op == "ring_queue" and dtype.itemsize == 1:
-        return False, "float8 rows are written in plain PyTorch"
     if backend == "cuda" and op in ("attention_mse", "token_nce") and dtype not in (torch.float16, torch.bfloat16):
         return False, f"it computes in float16 or bfloat16, got {str(dtype).removeprefix('torch.')}"
     refusal = _cuda_refusal(keys, widths) if (op, backend) == ("attention_mse", "cuda") else None

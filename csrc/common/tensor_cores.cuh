@@ -12,9 +12,6 @@
 #include <cstdint>
 #include <type_traits>
 
-// The shared memory that a launch asked for, as bytes.
-#define VLKD_SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
-
 namespace vlkd {
 
 // Copies 16 bytes to shared memory without waiting, or zeros if `filled` is false; both addresses are multiples of 16.

@@ -1,28 +1,30 @@
 // ring_enqueue_ on the CPU. Legend: K queue rows, E embedding width, N new rows.
 
 #include "../common/tensors.h"
-#include "ring_queue.h"
+#include "arguments.h"
 
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 namespace vlkd {
 namespace {
 
 // One row into its slot; with `normalize` divided by max(norm, eps), in float32 or wider.
-template <typename To, typename From>
-void write_row(To* to, const From* from, int64_t stride, int64_t width, bool normalize) {
-  using Sum = std::conditional_t<std::is_same_v<From, double>, double, float>;
+// A `Stride` that is the constant 1 lets the loops become vector instructions.
+template <typename To, typename From, typename Stride>
+void write_row(To* __restrict to, const From* __restrict from, Stride stride, int64_t width, bool normalize) {
   if (!normalize) {
     for (int64_t e = 0; e < width; ++e) to[e] = static_cast<To>(from[e * stride]);
     return;
   }
+  using Sum = std::conditional_t<std::is_same_v<From, double>, double, float>;
   Sum squares = 0;
-  for (int64_t e = 0; e < width; ++e)
-    squares += static_cast<Sum>(from[e * stride]) * static_cast<Sum>(from[e * stride]);
+#pragma omp simd reduction(+ : squares)
+  for (int64_t e = 0; e < width; ++e) squares += static_cast<Sum>(from[e * stride]) * static_cast<Sum>(from[e * stride]);
   const Sum norm = std::max(std::sqrt(squares), static_cast<Sum>(kRingEps));
   for (int64_t e = 0; e < width; ++e) to[e] = static_cast<To>(static_cast<Sum>(from[e * stride]) / norm);
 }
@@ -35,8 +37,10 @@ void ring_enqueue_cpu(
     const at::Tensor& new_rows,
     const std::optional<at::Tensor>& mask,
     const std::optional<at::Tensor>& new_ids,
-    bool normalize) {
-  check_ring(rows, ids, head, fill, new_rows, mask, new_ids);
+    bool normalize,
+    const std::optional<at::Tensor>& scales,
+    const std::optional<at::Tensor>& new_scales) {
+  check_ring(rows, ids, head, fill, new_rows, mask, new_ids, scales, new_scales, normalize);
   const int64_t size = rows.size(0), width = rows.size(1);
   if (size == 0 || new_rows.size(0) == 0) return;
 
@@ -50,23 +54,34 @@ void ring_enqueue_cpu(
   int64_t& filled = *fill.mutable_data_ptr<int64_t>();
   int64_t* slot_ids = ids.mutable_data_ptr<int64_t>();
 
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, rows.scalar_type(), "vlkd::ring_enqueue_", [&] {
-    using To = scalar_t;
-    To* slots = rows.mutable_data_ptr<To>();
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, new_rows.scalar_type(), "vlkd::ring_enqueue_", [&] {
-      const scalar_t* source = new_rows.const_data_ptr<scalar_t>();
-      at::parallel_for(dropped, total, grain(width), [&](int64_t begin, int64_t end) {
-        for (int64_t place = begin; place < end; ++place) {
-          const int64_t slot = (next + place) % size, i = written[place];
-          write_row(slots + slot * width, source + i * new_rows.stride(0), new_rows.stride(1), width, normalize);
-          slot_ids[slot] = new_ids.has_value() ? new_ids->const_data_ptr<int64_t>()[i * new_ids->stride(0)] : -1;
+  const auto write = [&](auto* slots, const auto* source) {
+    at::parallel_for(dropped, total, grain(width), [&](int64_t begin, int64_t end) {
+      for (int64_t place = begin; place < end; ++place) {
+        const int64_t slot = (next + place) % size, i = written[place];
+        const auto write_from = [&](auto stride) {
+          write_row(slots + slot * width, source + i * new_rows.stride(0), stride, width, normalize);
+        };
+        new_rows.stride(1) == 1 ? write_from(std::integral_constant<int64_t, 1>()) : write_from(new_rows.stride(1));
+        slot_ids[slot] = new_ids.has_value() ? new_ids->const_data_ptr<int64_t>()[i * new_ids->stride(0)] : -1;
+        if (scales.has_value()) {
+          scales->mutable_data_ptr<float>()[slot] = new_scales->const_data_ptr<float>()[i * new_scales->stride(0)];
         }
+      }
+    });
+  };
+  if (rows.scalar_type() == at::kByte) {
+    write(rows.mutable_data_ptr<uint8_t>(), new_rows.const_data_ptr<uint8_t>());
+  } else {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, rows.scalar_type(), "vlkd::ring_enqueue_", [&] {
+      using To = scalar_t;
+      AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, new_rows.scalar_type(), "vlkd::ring_enqueue_", [&] {
+        write(rows.mutable_data_ptr<To>(), new_rows.const_data_ptr<scalar_t>());
       });
     });
-  });
+  }
   next = (next + total) % size;
   filled = std::min(size, filled + total);
-  bump_versions({rows, ids, head, fill});
+  bump_versions({rows, ids, head, fill, scales.value_or(at::Tensor())});
 }
 
 } // namespace

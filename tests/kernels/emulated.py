@@ -14,7 +14,7 @@ from torch import Tensor
 from vlkd_kernels import available_backends
 
 _HERE = Path(__file__).parent
-ELEMENTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # csrc's enum Element
+ELEMENTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)  # csrc's enum Element
 POINTER = ctypes.c_void_p
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,7 +66,11 @@ def nce_inputs(n: int, k: int, e: int, dtype: torch.dtype = torch.float32) -> li
 class Ring:
     """The operator's four state tensors, and the same queue as Python lists."""
 
-    def __init__(self, size: int, width: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+    def __init__(
+        self, size: int, width: int, dtype: torch.dtype = torch.float32, device: str = "cpu",
+        write: Callable[..., None] = ring.enqueue_,
+    ) -> None:  # fmt: skip
+        self.write = write
         self.rows = torch.zeros(size, width, dtype=dtype, device=device)
         self.ids = torch.full((size,), -1, device=device)
         self.head, self.fill = torch.tensor(0, device=device), torch.tensor(0, device=device)
@@ -77,7 +81,7 @@ class Ring:
         return self.rows, self.ids, self.head, self.fill
 
     def enqueue(self, new: Tensor, mask: Tensor | None, ids: Tensor | None) -> None:
-        ring.enqueue_(*self.state(), new, mask, ids, False)
+        self.write(*self.state(), new, mask, ids, False)
         for i, row in enumerate(new.to(self.rows.dtype).tolist()):
             if self.slots and (mask is None or mask[i]):
                 self.slots[self.next] = (row, -1 if ids is None else int(ids[i]))

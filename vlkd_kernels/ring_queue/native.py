@@ -1,6 +1,6 @@
 """The ring queue's write in the compiled extension: C++ on the CPU, CUDA on the GPU. K rows, E width, N new rows.
 
-The CUDA write asks the host nothing and has fixed launches, so that it can be captured in a graph.
+The CUDA write is one launch that asks the host nothing, so that it can be captured in a graph.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ def enqueue_(
     mask: Tensor | None,
     new_ids: Tensor | None,
     normalize: bool,
+    scales: Tensor | None = None,
+    new_scales: Tensor | None = None,
 ) -> None:
     """Write the masked new rows in order from `head` on, around the end; of more than K, the last K stay."""
-    torch.ops.vlkd.ring_enqueue_(rows, ids, head, fill, new_rows, mask, new_ids, normalize)
+    torch.ops.vlkd.ring_enqueue_(rows, ids, head, fill, new_rows, mask, new_ids, normalize, scales, new_scales)
 
 
 def register_fake() -> None:
@@ -37,5 +39,7 @@ def _fake(
     mask: Tensor | None,
     new_ids: Tensor | None,
     normalize: bool,
+    scales: Tensor | None = None,
+    new_scales: Tensor | None = None,
 ) -> None:
     return None

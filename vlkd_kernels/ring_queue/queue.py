@@ -133,14 +133,10 @@ class RingQueue(nn.Module):
             rows = gathered(rows.to(self.rows.dtype), group)
             scales, mask, ids = (None if x is None else gathered(x, group) for x in (scales, mask, ids))
         if chosen == "reference":
-            from vlkd_kernels.ring_queue import reference
-
-            state = (self.rows, self.ids, self.head, self.fill)
-            reference.enqueue_(*state, rows, mask, ids, normalize, self.scales, scales)
+            from vlkd_kernels.ring_queue.reference import enqueue_
         else:
-            from vlkd_kernels.ring_queue import native
-
-            native.enqueue_(self.rows, self.ids, self.head, self.fill, rows, mask, ids, normalize)
+            from vlkd_kernels.ring_queue.native import enqueue_
+        enqueue_(self.rows, self.ids, self.head, self.fill, rows, mask, ids, normalize, self.scales, scales)
 
     def extra_repr(self) -> str:
         size, dim = self.rows.shape

@@ -177,11 +177,12 @@ inline void __syncthreads() {
   emulation::meet(emulation::block->all, threadIdx.x, "a barrier", nullptr, nullptr);
 }
 
-inline float __shfl_xor_sync(unsigned, float value, int lanes) {
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int lanes) {
   struct Argument {
-    float given, taken;
+    T given, taken;
     int lanes;
-  } mine{value, 0.0f, lanes};
+  } mine{value, T(), lanes};
   emulation::meet_warp("a shuffle", &mine, [](void* const* all) {
     for (int lane = 0; lane < emulation::kWarp; ++lane) {
       auto* const one = static_cast<Argument*>(all[lane]);
@@ -213,6 +214,18 @@ inline float __fmul_rn(float a, float b) {
 
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);
+}
+
+inline int __popcll(unsigned long long x) {
+  return __builtin_popcountll(x);
+}
+
+inline void __threadfence() {}
+
+inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
+  const unsigned long long before = *at;
+  *at += value;
+  return before;
 }
 
 struct float2 {

@@ -1,0 +1,48 @@
+// What every kernel needs: the shared memory of its launch, warps, and inputs of any dtype.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+
+#ifdef __CUDACC__ // else whoever includes this brings it for a processor (tests/kernels/emulation)
+// The shared memory that a launch asked for, as bytes.
+#define VLKD_SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+namespace vlkd {
+
+constexpr int kWarp = 32;
+constexpr unsigned kWholeWarp = 0xffffffffu;
+
+enum class Element { kHalf, kBFloat16, kFloat, kDouble, kByte };
+
+inline Element element_of(c10::ScalarType type) {
+  switch (type) {
+    case c10::ScalarType::Half: return Element::kHalf;
+    case c10::ScalarType::BFloat16: return Element::kBFloat16;
+    case c10::ScalarType::Float: return Element::kFloat;
+    case c10::ScalarType::Byte: return Element::kByte;
+    default: return Element::kDouble;
+  }
+}
+
+// Of a floating-point dtype.
+__device__ inline float element(const void* data, Element type, int64_t at) {
+  switch (type) {
+    case Element::kHalf: return static_cast<const c10::Half*>(data)[at];
+    case Element::kBFloat16: return static_cast<const c10::BFloat16*>(data)[at];
+    case Element::kFloat: return static_cast<const float*>(data)[at];
+    default: return static_cast<float>(static_cast<const double*>(data)[at]);
+  }
+}
+
+template <typename T>
+__device__ T warp_sum(T x) { // the same bits in every lane
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kWholeWarp, x, offset);
+  return x;
+}
+
+} // namespace vlkd
