@@ -6,6 +6,7 @@
 // (common/gemm.h) and turns the two maps' rows into the loss and its gradient while they are in the cache (rows.h).
 
 #include "../common/instruction_set.h"
+#include "../common/scratch.h"
 #include "../common/tensors.h"
 #include "arguments.h"
 #include "slab.h"
@@ -128,9 +129,9 @@ Outputs run(Problem<T> p, const at::Tensor& q_s, const at::Tensor& k_s, bool mea
     const Code<T> code = vlkd::code(p);
     const int64_t memory = code.memory(p), slab_entries = p.group_s * p.queries * p.keys / parts;
     const int64_t threads = std::min<int64_t>(at::get_num_threads(), slabs.size());
-    const at::Tensor workspace = at::empty({threads, memory}, options);
+    const Scratch workspace(threads * memory * static_cast<int64_t>(sizeof(T)));
     at::parallel_for(0, slabs.size(), grain(kWorkOfASlab + kWorkOfAnEntry * slab_entries), [&](int64_t begin, int64_t end) {
-      T* own = workspace.mutable_data_ptr<T>() + at::get_thread_num() * memory;
+      T* own = workspace.data<T>() + at::get_thread_num() * memory;
       code.work(p, slabs.data() + begin, slabs.data() + end, own);
     });
     for (const Slab<T>& slab : slabs) loss += slab.loss;

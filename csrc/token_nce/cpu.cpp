@@ -9,6 +9,7 @@
 // which is attention with the queue as keys and as values. No negative gives W = 0, so loss and gradient are exactly 0.
 
 #include "../common/instruction_set.h"
+#include "../common/scratch.h"
 #include "../common/tensors.h"
 #include "arguments.h"
 #include "sweep.h"
@@ -169,18 +170,17 @@ class TokenNce {
     if (tokens.count == 0) return;
     const int64_t count = rows.size(0), row = padded(count);
     const int64_t across = row * tokens.width, down = tokens.gradient == nullptr ? 0 : count * padded(tokens.width);
-    if (packed_.numel() < row + across + down) packed_ = at::empty({row + across + down}, options_);
-    T* packed = packed_.template mutable_data_ptr<T>();
+    const int64_t chunks = (tokens.count + job_.chunk - 1) / job_.chunk, memory = job_.chunk * (row + padded(tokens.width));
+    const int64_t threads = std::min<int64_t>(at::get_num_threads(), chunks), packs = row + across + down;
+    const int64_t bytes = (packs + threads * memory) * static_cast<int64_t>(sizeof(T));
+    if (!scratch_.has_value() || scratch_->bytes() < bytes) scratch_.emplace(bytes);
+    T *const packed = scratch_->template data<T>(), *const workspace = packed + packs;
     job_.candidates = {rows.const_data_ptr(), ids, count, first_token, normalize, packed, packed + row, packed + row + across};
     const int64_t all_strips = strips(count) + (tokens.gradient == nullptr ? 0 : strips(tokens.width));
     parallel(Step::kPack, all_strips, kStrip * tokens.width);
 
-    const int64_t chunks = (tokens.count + job_.chunk - 1) / job_.chunk, memory = job_.chunk * (row + padded(tokens.width));
-    const int64_t threads = std::min<int64_t>(at::get_num_threads(), chunks);
-    if (workspace_.numel() < threads * memory) workspace_ = at::empty({threads * memory}, options_);
     at::parallel_for(0, chunks, grain(job_.chunk * count * tokens.width), [&](int64_t begin, int64_t end) {
-      T* own = workspace_.template mutable_data_ptr<T>() + at::get_thread_num() * memory;
-      code_.work(Step::kCompare, job_, begin, end, own);
+      code_.work(Step::kCompare, job_, begin, end, workspace + at::get_thread_num() * memory);
     });
   }
 
@@ -191,7 +191,7 @@ class TokenNce {
   std::vector<TokenState> states_;
   Job<T> job_{};
   at::Tensor inverse_norms_;        // [2, N]
-  at::Tensor packed_, workspace_;   // of the blocks of candidates, and of the threads
+  std::optional<Scratch> scratch_;  // of a block of candidates, packed, and of the threads
   at::Tensor gradient_;             // [padded(N), padded(E)], or undefined
 };
 

@@ -105,7 +105,7 @@ def csrc(request: pytest.FixtureRequest) -> Table:
 
 def test_csrc_keeps_everything_in_registers(csrc: Table) -> None:
     of_nce = {f"nce_{name}" for name in ("copy_rows", "positives", "weights", "totals", "gradient", "finish")}
-    assert {key.split("<")[0].split("/")[0] for key in csrc} == {"attention_mse_head", "plan", "write"} | of_nce
+    assert {key.split("<")[0].split("/")[0] for key in csrc} == {"attention_mse_head", "ring_write"} | of_nce
     for key, row in csrc.items():
         threads = 1024 if key.startswith("plan") else 256
         assert row["stack"] == row["local"] == 0, key
