@@ -39,7 +39,9 @@ def parts(out: Path) -> list[tuple[str, list[str], int]]:
         for tool in ("memcheck", "racecheck", "initcheck"):
             checked = [sanitizer, "--tool", tool, "--error-exitcode", "1", *pytest, "-x", *GPU_TESTS.split()]
             result.append((tool, checked, 25))
-        result.append(("memcheck of the queue", [sanitizer, "--error-exitcode", "1", *pytest, "-x", *QUEUE_TESTS.split()], 20))
+        result.append(
+            ("memcheck of the queue", [sanitizer, "--error-exitcode", "1", *pytest, "-x", *QUEUE_TESTS.split()], 20)
+        )
     result.append(("benchmarks", [*pytest, "benchmarks", f"--benchmark-json={out}"], 175))
     return result
 

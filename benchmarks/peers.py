@@ -136,7 +136,9 @@ def contender(op: str, name: str) -> Contender:
     return torch.compile(eager, dynamic=False) if name == "torch.compile" else eager
 
 
-def ring_write(name: str, size: int, rows: Tensor, mask: Tensor | None) -> tuple[Callable[[], object], Callable[[], Tensor]]:
+def ring_write(
+    name: str, size: int, rows: Tensor, mask: Tensor | None
+) -> tuple[Callable[[], object], Callable[[], Tensor]]:
     """A contender's write of the same rows [N, E] into a queue of `size`, and what reads its rows [size, E].
 
     "MoCo" and "lightly" know no mask, normalise before they write, and ask the device where to. "copy" copies as many rows as

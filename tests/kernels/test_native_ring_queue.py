@@ -66,7 +66,14 @@ def emulate(
     if rows.shape[0] == 0 or new_rows.shape[0] == 0:
         return
     problem = Problem()
-    for name, x in (("rows", rows), ("scales", scales), ("ids", ids), ("head", head), ("fill", fill), ("new_rows", new_rows)):
+    for name, x in (
+        ("rows", rows),
+        ("scales", scales),
+        ("ids", ids),
+        ("head", head),
+        ("fill", fill),
+        ("new_rows", new_rows),
+    ):
         setattr(problem, name, address(x))
     for name, x in (("new_scales", new_scales), ("mask", mask), ("new_ids", new_ids)):
         setattr(problem, name, address(x))
