@@ -27,6 +27,7 @@ NAMES = {
     "distill_attention": ("vlkd", "attention + attention_mse", "attention alone", "eager"),
     "token_nce": ("vlkd", "vlkd cuda", "eager", "torch.compile", "lightly", "pytorch-metric-learning"),
     "ring_queue": ("vlkd", "copy", "MoCo", "lightly"),
+    "region_store": ("vlkd", "memory map", "LMDB", "safetensors", "TSV + JSON + base64"),
 }
 LIBRARIES = ("lightly", "pytorch-metric-learning")  # that a contender is named after
 GPU_ONLY = ("vlkd cuda", "FlexAttention")  # FlexAttention's log-sum-exp has a gradient there alone

@@ -47,7 +47,7 @@ def _section(run: dict[str, Any], phases: bool) -> str:
         rows = [
             row
             for row in run["benchmarks"]
-            if row["op"] == op and (phases or row["phase"] in ("both", "write")) and "growing" not in row
+            if row["op"] == op and (phases or row["phase"] in ("both", "write", "read")) and "growing" not in row
         ]
         if rows:
             tables.append(_table(op, [name for name in names if any(r["contender"] == name for r in rows)], rows, best))

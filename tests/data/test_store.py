@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
+import torch
 
-import vlkd.data.store
-from vlkd.data import RegionMemory, RegionStore, write_store
+from vlkd.data import RegionBatch, RegionMemory, RegionStore, write_store
+from vlkd.data.store import finish_store, layout, part_name, unfinished_folder, write_part
+from vlkd.data.store.write import Seen
 from vlkd.errors import VlkdError
 from vlkd.regions.paired import PairedRegions, RegionRecord, Regions, geometry
 
@@ -19,11 +23,6 @@ def same(left: Regions | PairedRegions, right: Regions | PairedRegions) -> bool:
     return type(left) is type(right) and all(
         np.array_equal(value, getattr(right, name)) for name, value in vars(left).items()
     )
-
-
-def as_if_sound(record: RegionRecord, seen: dict) -> None:
-    """Stands in for the writer's verification, so that damaged records reach the disk."""
-    seen[record.key] = record.student_features.shape[1], record.teacher_features.shape[1]
 
 
 def test_both_views_come_back_bit_for_bit_in_the_order_asked(store, records) -> None:
@@ -57,7 +56,7 @@ def test_half_precision_rounds_features_but_not_geometry(records, tmp_path) -> N
 
 
 def test_more_pictures_than_one_write_holds(records, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(vlkd.data.store, "_RECORDS_A_WRITE", 2)
+    monkeypatch.setattr(layout, "ROWS_A_BATCH", 2)
     store = write_store(tmp_path / "regions", records[:5])
     keys = [record.key for record in records[:5]][::-1]
     assert all(same(read, records[4 - row].paired()) for row, read in enumerate(store.read(keys, "paired")))
@@ -74,7 +73,7 @@ def test_opening_maps_the_file_and_does_not_read_it(records, tmp_path) -> None:
     folder = write_store(tmp_path / "regions", [big]).folder
     before = pyarrow.total_allocated_bytes()
     store = RegionStore.open(folder)
-    assert (folder / "regions.arrow").stat().st_size > 1_000_000
+    assert (folder / "part-00000.arrow").stat().st_size > 1_000_000
     assert pyarrow.total_allocated_bytes() - before < 100_000
     assert same(store.read([big.key], "paired")[0], big.paired())
 
@@ -113,7 +112,7 @@ def test_a_failed_write_leaves_nothing(records, tmp_path) -> None:
 def test_what_a_killed_write_left_is_swept_away(records, tmp_path) -> None:
     unfinished = tmp_path / ".regions.unfinished"
     unfinished.mkdir()
-    (unfinished / "regions.arrow").write_bytes(b"half")
+    (unfinished / "part-00000.arrow").write_bytes(b"half")
     assert len(write_store(tmp_path / "regions", records)) == 6
     assert [path.name for path in tmp_path.iterdir()] == ["regions"]
 
@@ -131,7 +130,7 @@ def test_a_folder_that_is_no_store(tmp_path) -> None:
 
 def test_a_cut_file_is_refused(records, tmp_path) -> None:
     folder = write_store(tmp_path / "regions", records).folder
-    table = folder / "regions.arrow"
+    table = folder / "part-00000.arrow"
     size = table.stat().st_size
     table.write_bytes(table.read_bytes()[:-10])
     with pytest.raises(VlkdError, match=f"has {size - 10} bytes, but {size} were written"):
@@ -180,7 +179,7 @@ def test_what_does_not_match_is_refused_when_written_and_when_read(damage, recor
     sentence = f"'picture-1': {DAMAGES[damage]}"
     with pytest.raises(VlkdError, match=sentence):
         write_store(tmp_path / "refused", damaged)
-    monkeypatch.setattr(vlkd.data.store, "_verify", as_if_sound)
+    monkeypatch.setattr(Seen, "add", lambda self, record: None)
     store = write_store(tmp_path / "written", damaged)
     with pytest.raises(VlkdError, match=sentence):
         store.read(["picture-1", "picture-2"], "paired")
@@ -198,7 +197,7 @@ def record_of_three(number: int) -> RegionRecord:
 
 
 def test_other_damage_on_disk_is_refused(records, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(vlkd.data.store, "_verify", as_if_sound)
+    monkeypatch.setattr(Seen, "add", lambda self, record: None)
     narrow = replace(records[1], teacher_features=records[1].teacher_features[:, 1:])
     store = write_store(tmp_path / "regions", [records[0], narrow])
     with pytest.raises(
@@ -222,3 +221,99 @@ def test_a_record_that_does_not_fit_the_others_is_refused(records, tmp_path) -> 
         write_store(tmp_path / "regions", [poisoned])
     with pytest.raises(VlkdError, match="at least 1"):
         write_store(tmp_path / "regions", [])
+
+
+@pytest.mark.parametrize("view", ["paired", "own"])
+def test_a_batch_is_what_pictures_are_one_by_one(store, records, view) -> None:
+    keys = [records[number].key for number in (4, 0, 5, 0)]
+    dims = store.student_dim, store.teacher_dim
+    for source in (store, RegionMemory(records)):
+        batch = RegionBatch.empty(7, store.max_regions, *dims, view)
+        for tensor in (batch.sizes, batch.boxes, *batch.features):
+            tensor.fill_(torch.nan)
+        source.read_into(keys, view, batch)
+        for number, item in enumerate(store.read(keys, view)):
+            sides = (item.features,) if view == "own" else (item.student_features, item.teacher_features)
+            assert batch.counts[number] == len(item.boxes)
+            for tensor, rows in zip((batch.boxes, *batch.features), (item.boxes, *sides), strict=True):
+                assert np.array_equal(tensor[number, : len(rows)], rows)
+                assert not tensor[number, len(rows) :].any()
+        assert batch.boxes[4:].isnan().all()
+
+
+def only(record: RegionRecord, view: str) -> RegionRecord:
+    """A record without its other kind of regions."""
+    if view == "own":
+        return replace(
+            record,
+            student_boxes=record.student_boxes[:0],
+            student_features=record.student_features[:0],
+            teacher_features=record.teacher_features[:0],
+            tags=(),
+        )
+    return replace(record, own_boxes=record.own_boxes[:0], own_features=record.own_features[:0], own_tags=())
+
+
+@pytest.mark.parametrize(("view", "other"), [("paired", "own"), ("own", "paired")])
+def test_a_store_may_hold_one_kind_of_regions(records, tmp_path, view, other) -> None:
+    store = write_store(tmp_path / "regions", [only(record, view) for record in records])
+    assert store.views == (view,)
+    assert (store.student_dim, store.teacher_dim) == (11 if view == "paired" else 0, 13)
+    expected = [record.paired() if view == "paired" else record.own() for record in records]
+    assert all(same(a, b) for a, b in zip(store.read(store.keys, view), expected, strict=True))
+    with pytest.raises(VlkdError, match="does not hold"):
+        store.read(store.keys[:1], other)
+    with pytest.raises(VlkdError, match="earlier pictures have"):
+        write_store(tmp_path / "mixed", [only(records[0], view), records[1]])
+    with pytest.raises(VlkdError, match="has no region"):
+        write_store(tmp_path / "none", [only(only(records[0], view), other)])
+
+
+def test_parts_of_any_order_and_empty_ones_make_a_store(records, tmp_path) -> None:
+    folder = tmp_path / "regions"
+    parts = unfinished_folder(folder)
+    parts.mkdir()
+    for number, some in ((3, records[4:]), (0, records[:1]), (2, []), (1, records[1:4])):
+        write_part(parts / part_name(number), some, "float32")
+    store = finish_store(folder, "four parts")
+    assert store.keys == tuple(record.key for record in records)
+    assert all(same(a, b.paired()) for a, b in zip(store.read(store.keys, "paired"), records, strict=True))
+    assert not parts.exists()
+
+
+def test_parts_that_do_not_belong_together_are_refused(records, tmp_path) -> None:
+    folder = tmp_path / "regions"
+    parts = unfinished_folder(folder)
+    parts.mkdir()
+    write_part(parts / part_name(0), records[:2], "float32")
+    write_part(parts / part_name(1), records[1:3], "float32")
+    with pytest.raises(VlkdError, match=r"'test-000001' is in both 'part-00000.arrow' and 'part-00001.arrow'"):
+        finish_store(folder)
+    write_part(parts / part_name(1), records[2:3], "float16")
+    with pytest.raises(VlkdError, match=r"'dtype': 'float16'.* extract all parts anew"):
+        finish_store(folder)
+
+
+def test_another_process_opens_the_store_anew(store, records) -> None:
+    twin = pickle.loads(pickle.dumps(store))
+    assert same(twin.read([records[2].key], "paired")[0], records[2].paired())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_reading_takes_no_memory_of_its_own(tmp_path) -> None:
+    def anonymous() -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        return 1024 * int(line.split()[1])
+
+    boxes = np.array([[0, 0, 10, 10]] * 50, np.float32)
+    rng = np.random.default_rng(0)
+    features = np.concatenate([rng.random((50, 1000), np.float32), geometry(boxes, 64, 64)], axis=1)
+    record = RegionRecord("", 64, 64, boxes, features, features, ("a",) * 50, boxes[:1], features[:1], ("a",))
+    store = write_store(tmp_path / "regions", (replace(record, key=str(number)) for number in range(300)))
+    assert sum(path.stat().st_size for path in store.folder.iterdir()) > 100_000_000
+    batch = RegionBatch.empty(10, 50, 1006, 1006, "paired")
+    store.read_into(store.keys[:10], "paired", batch)
+    before = anonymous()
+    for begin in range(0, 300, 10):
+        store.read_into(store.keys[begin : begin + 10], "paired", batch)
+    assert anonymous() - before < 5_000_000

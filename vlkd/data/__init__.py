@@ -3,7 +3,7 @@
 from vlkd.data.collate import Batch, Collator, Sample, model_inputs, picture_id
 from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.masking import IGNORED
-from vlkd.data.store import RegionMemory, RegionSource, RegionStore, View, write_store
+from vlkd.data.store import RegionBatch, RegionMemory, RegionSource, RegionStore, View, write_store
 from vlkd.data.tasks import CaptioningSet, Condition, PretrainingSet, VQASet
 from vlkd.data.tokenizer import load_tokenizer, train_tokenizer
 
@@ -16,6 +16,7 @@ __all__ = [
     "Condition",
     "Corpus",
     "PretrainingSet",
+    "RegionBatch",
     "RegionMemory",
     "RegionSource",
     "RegionStore",

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from vlkd.data.masking import IGNORED, TokenIds
-from vlkd.data.store import RegionSource, View
+from vlkd.data.store import RegionBatch, RegionSource, View
 from vlkd.recipes.schema import Text
-from vlkd.regions.paired import PairedRegions, Regions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -87,10 +86,13 @@ class Collator:
         self.tags_start = max(text.caption, text.question)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        regions = self.source.read([sample.key for sample in samples], self.view)
+        source = self.source
+        regions = RegionBatch.empty(len(samples), source.max_regions, source.student_dim, source.teacher_dim, self.view)
+        source.read_into([sample.key for sample in samples], self.view, regions)
         batch = self._text(samples)
-        batch |= _region_tensors(regions, self.source.max_regions)
-        valid = self._valid(samples, [len(item.boxes) for item in regions])
+        roles = ("student_regions", "teacher_regions") if self.view == "paired" else ("teacher_regions",)
+        batch |= dict(zip(roles, regions.features, strict=True))
+        valid = self._valid(samples, regions.counts.tolist())
         batch["valid"] = valid
         batch["attention_mask"] = self._attention(valid, self.text_budget)
         matched = torch.tensor([sample.matched is not False for sample in samples])
@@ -168,22 +170,3 @@ def captioning_mask(caption: int, rest: int) -> Tensor:
 def picture_id(key: str) -> int:
     """A number >= 0 for a picture's key, the same in every process, split and store."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def _region_tensors(regions: Sequence[Regions | PairedRegions], most: int) -> Batch:
-    paired = [item for item in regions if isinstance(item, PairedRegions)]
-    own = [item for item in regions if isinstance(item, Regions)]
-    if own:
-        return {"teacher_regions": _padded([item.features for item in own], most)}
-    return {
-        "student_regions": _padded([item.student_features for item in paired], most),
-        "teacher_regions": _padded([item.teacher_features for item in paired], most),
-    }
-
-
-def _padded(features: list[np.ndarray], most: int) -> Tensor:
-    """[B, most, F], zeros where a picture has fewer regions."""
-    padded = np.zeros((len(features), most, features[0].shape[1]), dtype=np.float32)
-    for row, rows in enumerate(features):
-        padded[row, : len(rows)] = rows
-    return torch.from_numpy(padded)

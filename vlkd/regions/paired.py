@@ -6,13 +6,14 @@ n regions, D feature width (without the geometry), W x H the picture's pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from vlkd.errors import VlkdError
 
 GEOMETRY_DIM = 6
-_GEOMETRY_TOLERANCE = 1e-5  # fp32 rounding of x / W, with x and W up to a few thousand pixels
+GEOMETRY_TOLERANCE = 1e-5  # fp32 rounding of x / W, with x and W up to a few thousand pixels
 
 
 def geometry(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -97,7 +98,7 @@ class RegionRecord:
         student_features: [n, Ds + 6] float32.
         teacher_features: [n, Dt + 6] float32, the teacher's RoIAlign and head on ``student_boxes``.
         tags: the student detector's object words, one a box.
-        own_boxes: [m, 4] float32, the teacher's own regions.
+        own_boxes: [m, 4] float32, the teacher's own regions. Either kind of regions may be missing (n or m is 0).
         own_features: [m, Dt + 6] float32.
         own_tags: the teacher detector's object words, one a box.
     """
@@ -112,6 +113,12 @@ class RegionRecord:
     own_boxes: np.ndarray
     own_features: np.ndarray
     own_tags: tuple[str, ...]
+
+    @property
+    def views(self) -> tuple[Literal["paired", "own"], ...]:
+        """Which kinds of regions there are."""
+        views: dict[Literal["paired", "own"], np.ndarray] = {"paired": self.student_boxes, "own": self.own_boxes}
+        return tuple(view for view, boxes in views.items() if len(boxes))
 
     def paired(self) -> PairedRegions:
         """The student's boxes with both features."""
@@ -188,7 +195,7 @@ def check_features(key: str, name: str, features: np.ndarray, boxes: np.ndarray,
         raise VlkdError(f"Picture '{key}': {len(boxes)} boxes but {len(features)} rows of {name}: each box needs one.")
     expected = geometry(boxes, width, height)
     written = features[:, -GEOMETRY_DIM:]
-    fits = np.abs(written - expected) <= _GEOMETRY_TOLERANCE  # NaN fits nothing
+    fits = np.abs(written - expected) <= GEOMETRY_TOLERANCE  # NaN fits nothing
     differing = np.flatnonzero(~fits.all(axis=1))
     if len(differing):
         row = int(differing[0])

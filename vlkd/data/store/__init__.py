@@ -1,0 +1,22 @@
+"""The feature store: region records in memory-mapped Arrow files, read by picture key, verified on the way in and out."""
+
+from vlkd.data.store.batch import RegionBatch
+from vlkd.data.store.layout import FeatureType, View
+from vlkd.data.store.memory import RegionMemory
+from vlkd.data.store.read import RegionSource, RegionStore
+from vlkd.data.store.write import Seen, finish_store, part_name, unfinished_folder, write_part, write_store
+
+__all__ = [
+    "FeatureType",
+    "RegionBatch",
+    "RegionMemory",
+    "RegionSource",
+    "RegionStore",
+    "Seen",
+    "View",
+    "finish_store",
+    "part_name",
+    "unfinished_folder",
+    "write_part",
+    "write_store",
+]
