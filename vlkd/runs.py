@@ -24,7 +24,7 @@ _SETTINGS = "settings.yaml"
 _VERSIONS = "versions.json"
 _RESULTS = "results.json"
 _FINGERPRINT = "data_fingerprint"
-_RECORDED_PACKAGES = ("vlkd", "torch", "torchvision", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+_RECORDED_PACKAGES = ("vlkd", "torch", "torchvision", "transformers", "accelerate", "pyarrow", "tokenizers", "numpy")
 
 
 class Run:

@@ -196,14 +196,17 @@ def record_of_three(number: int) -> RegionRecord:
     return RegionRecord("", 64, 64, boxes, features[4], features[5], ("star",) * 3, boxes, features[5], ("star",) * 3)
 
 
-def test_other_damage_on_disk_is_refused(records, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(Seen, "add", lambda self, record: None)
-    narrow = replace(records[1], teacher_features=records[1].teacher_features[:, 1:])
-    store = write_store(tmp_path / "regions", [records[0], narrow])
+def test_other_damage_on_disk_is_refused(records, tmp_path) -> None:
+    folder = write_store(tmp_path / "regions", records[:2]).folder
+    metadata = json.loads((folder / "regions.json").read_text())
+    (folder / "regions.json").write_text(json.dumps(metadata | {"teacher_dim": 16}))
+    store = RegionStore.open(folder)
     with pytest.raises(
-        VlkdError, match="'test-000001': 12 numbers of teacher_features are no multiple of their width 7"
+        VlkdError, match="'test-000000': 7 numbers of teacher_features are no multiple of their width 10"
     ):
         store.read([records[0].key, records[1].key], "paired")
+    with pytest.raises(VlkdError, match="'test-000000': 7 numbers of teacher_features"):
+        store.read_into([records[0].key], "paired", RegionBatch.empty(1, 4, 11, 16, "paired"))
 
 
 def test_a_record_that_does_not_fit_the_others_is_refused(records, tmp_path) -> None:

@@ -83,7 +83,7 @@ class Corpus:
                 content["split"],
                 tuple(content["keys"]),
                 tuple(tuple(captions) for captions in content["captions"]),
-                tuple(tuple(Question(**question) for question in asked) for asked in content["questions"]),
+                tuple(tuple(map(_question, asked)) for asked in content["questions"]),
             )
         except (KeyError, TypeError) as error:
             raise VlkdError(f"'{path}' is no corpus: expected what `Corpus.save` writes.") from error
@@ -117,12 +117,13 @@ class AnswerVocabulary:
         """The class number of ``answer``; None for one that training never gave."""
         return self._index.get(answer)
 
-    def target(self, answer: str) -> np.ndarray:
-        """Soft target, float32 [A]: 1 at ``answer``, all 0 for an unknown one."""
+    def target(self, question: Question) -> np.ndarray:
+        """Soft target, float32 [A]: the question's scores, or 1 at its answer; nothing for answers that training never gave."""
         target = np.zeros(len(self), dtype=np.float32)
-        index = self.index(answer)
-        if index is not None:
-            target[index] = 1.0
+        for answer, score in question.scores or ((question.answer, 1.0),):
+            index = self.index(answer)
+            if index is not None:
+                target[index] = score
         return target
 
     def log_odds(self, corpus: Corpus) -> np.ndarray:
@@ -151,6 +152,11 @@ class AnswerVocabulary:
         if not (isinstance(content, list) and all(isinstance(answer, str) for answer in content)):
             raise VlkdError(f"'{path}' is no answer vocabulary: expected a JSON list of words.")
         return cls(content)
+
+
+def _question(content: dict) -> Question:
+    scores = tuple((answer, score) for answer, score in content.pop("scores", ()))
+    return Question(**content, scores=scores)
 
 
 def _read_json(path: Path, what: str):

@@ -170,7 +170,7 @@ class VQASet(_TaskSet):
         return len(self.questions)
 
     def __getitem__(self, index: int) -> Sample:
-        target = self.answers.target(self.questions[index].answer)
+        target = self.answers.target(self.questions[index])
         return Sample(**self._picture(self._pictures[index]), text=self._texts[index], answers=target)
 
 

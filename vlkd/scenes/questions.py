@@ -55,11 +55,19 @@ EXISTENCE_FIELDS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a picture and its answer, in lower case."""
+    """A question about a picture and its answer, in lower case.
 
-    kind: str  # "colour" | "texture" | "size" | "object" | "count" | "existence" | "relation" | "comparison"
+    Attributes:
+        kind: here "colour", "texture", "size", "object", "count", "existence", "relation" or "comparison".
+        scores: where people disagree, answers and how right each is, from 0 to 1; ``answer`` is then the best one, or "".
+        id: the question's number in a data set that numbers them.
+    """
+
+    kind: str
     text: str
     answer: str
+    scores: tuple[tuple[str, float], ...] = ()
+    id: int | None = None
 
 
 WORDING = frozenset({"what", "which", "is", "are", "does", "have", "there", "can", "you", "see", "the", "of"})

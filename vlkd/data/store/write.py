@@ -211,7 +211,7 @@ def _joined(arrays: list[np.ndarray], dtype: Any) -> pyarrow.ListArray:
     import pyarrow
 
     offsets = np.cumsum([0, *(array.size for array in arrays)], dtype=np.int32)
-    values = np.concatenate([array.ravel() for array in arrays]).astype(dtype, copy=False)
+    values = np.concatenate(arrays, dtype=dtype, casting="same_kind").ravel()
     return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values))
 
 

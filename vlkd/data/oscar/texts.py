@@ -1,0 +1,110 @@
+"""Captions and questions in the files of Oscar, COCO and VQA, by picture.
+
+================== =================================================================================================
+``*_caption.json`` list of ``{"image_id", "id", "caption"}``; COCO's ``{"annotations": the same}`` as well
+corpus TSV         image id ⇥ label id ⇥ text: Oscar+'s pre-training corpus
+``*_qla*.json``    list of ``{"q", "o", "an", "s", "img_id", "q_id"}``: question, tags, label ids, soft scores
+answers            ``trainval_ans2label.pkl`` or the same dict, answer -> label id, as JSON
+================== =================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlkd.data.oscar.plain_pickle import read_plain_pickle
+from vlkd.data.oscar.tsv import TsvFile
+from vlkd.errors import VlkdError
+from vlkd.scenes import Question
+
+_CAPTION = ("image_id", "caption")
+_QUESTION = ("q", "an", "s", "img_id")
+
+
+def read_captions(path: Path) -> dict[str, list[str]]:
+    """Key -> captions, in the file's order.
+
+    Raises:
+        VlkdError: there is no such file, or a row is not as above.
+    """
+    captions: dict[str, list[str]] = {}
+    if path.suffix == ".tsv":
+        file = TsvFile(path)
+        for row in range(len(file)):
+            columns = file.row(row)
+            if len(columns) < 3:
+                raise VlkdError(
+                    f"'{path}', line {row + 1}: {len(columns)} columns, but image id, label id and text are expected."
+                )
+            captions.setdefault(columns[0].decode(), []).append(columns[2].decode())
+        return captions
+    content = _read_json(path)
+    rows = content.get("annotations") if isinstance(content, dict) else content
+    for number, row in enumerate(_list_of_dicts(rows, path, _CAPTION)):
+        if not isinstance(row["caption"], str):
+            raise VlkdError(f"'{path}', entry {number}: the caption is {row['caption']!r}, but text is expected.")
+        captions.setdefault(str(row["image_id"]), []).append(row["caption"])
+    return captions
+
+
+def read_answers(path: Path) -> list[str]:
+    """The answers in the order of their labels; a pickle of plain values is read without running anything.
+
+    Raises:
+        VlkdError: it is no dict of answer -> label with the labels 0, 1, 2, ….
+    """
+    content = read_plain_pickle(path) if path.suffix in (".pkl", ".pickle") else _read_json(path)
+    if not isinstance(content, dict) or sorted(map(str, content.values())) != sorted(map(str, range(len(content)))):
+        raise VlkdError(
+            f"'{path}' must map every answer to its label, 0 to their number - 1, as trainval_ans2label does."
+        )
+    return sorted(content, key=lambda answer: int(content[answer]))
+
+
+def read_questions(path: Path, answers: list[str]) -> tuple[dict[str, list[Question]], dict[str, tuple[str, ...]]]:
+    """Key -> questions with their soft scores; and key -> the tags that stand beside them, where they do.
+
+    Raises:
+        VlkdError: there is no such file, or a question has a label that ``answers`` has not.
+    """
+    questions: dict[str, list[Question]] = {}
+    tags: dict[str, tuple[str, ...]] = {}
+    for number, row in enumerate(_list_of_dicts(_read_json(path), path, _QUESTION)):
+        labels, scores = row["an"] or [], row["s"] or []
+        wrong = [label for label in labels if not (isinstance(label, int) and 0 <= label < len(answers))]
+        if len(labels) != len(scores) or wrong:
+            raise VlkdError(
+                f"'{path}', entry {number}: labels {labels} with scores {scores}, but as many scores as labels, and labels "
+                f"from 0 to {len(answers) - 1}, are expected: do the answers belong to these questions?"
+            )
+        soft = tuple((answers[label], float(score)) for label, score in zip(labels, scores, strict=True))
+        best = max(soft, key=lambda one: one[1], default=("", 0.0))[0]
+        key = str(row["img_id"])
+        questions.setdefault(key, []).append(
+            Question(str(row.get("type", "question")), row["q"], best, soft, row.get("q_id"))
+        )
+        words = row.get("o")
+        if isinstance(words, str) and words.strip():
+            tags[key] = tuple(word.strip() for word in words.split(";" if ";" in words else None))
+    return questions, tags
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise VlkdError(f"There is no file '{path}': check its name.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VlkdError(f"'{path}' is no JSON ({error}).") from None
+
+
+def _list_of_dicts(content: Any, path: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    if not isinstance(content, list):
+        raise VlkdError(f"'{path}' must be a JSON list of entries with {', '.join(names)}.")
+    for number, row in enumerate(content):
+        missing = [name for name in names if not (isinstance(row, dict) and name in row)]
+        if missing:
+            raise VlkdError(f"'{path}', entry {number}: '{missing[0]}' is missing; {', '.join(names)} are expected.")
+    return content
