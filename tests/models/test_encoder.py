@@ -60,6 +60,21 @@ def test_initialised_like_bert() -> None:
 
 
 @torch.no_grad()
+def test_region_embeddings_with_and_without_a_layer_norm(config, inputs) -> None:
+    regions = inputs["regions"]
+    config.layer_norm_eps = 0.5
+    for eps, expected in ((None, 0.5), (2.0, 2.0)):
+        config.region_layer_norm_eps = eps
+        embed = VLModel(config).eval().region_embeddings
+        normal = torch.nn.functional.layer_norm(embed.projection(regions), (32,), eps=expected)
+        assert torch.equal(embed(regions), normal)
+    config.region_layer_norm = False
+    embed = VLModel(config).eval().region_embeddings
+    assert torch.equal(embed(regions), embed.projection(regions))
+    assert set(embed.state_dict()) == {"projection.weight", "projection.bias"}
+
+
+@torch.no_grad()
 def test_what_is_hidden_has_no_influence(model, inputs) -> None:
     before = model(**inputs)
     changed = {name: tensor.clone() for name, tensor in inputs.items()}

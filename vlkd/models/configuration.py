@@ -13,6 +13,8 @@ class VLConfig(BertConfig):
         num_answers: size A of the answer vocabulary of :class:`~vlkd.models.VLForVQA`; 0 for the other models.
         answer_mask_id: token id of the [MASK] behind a question, from whose state ``VLForVQA`` answers; None answers
             from [CLS] through the pooler.
+        region_layer_norm: whether a LayerNorm follows the projection of region features (Oscar: ``use_img_layernorm``).
+        region_layer_norm_eps: its epsilon; None takes ``layer_norm_eps``.
     """
 
     model_type = "vlkd"
@@ -20,3 +22,5 @@ class VLConfig(BertConfig):
     region_dim: int = 2054
     num_answers: int = 0
     answer_mask_id: int | None = None
+    region_layer_norm: bool = True
+    region_layer_norm_eps: float | None = None

@@ -13,12 +13,16 @@ from vlkd.models.configuration import VLConfig
 
 
 class RegionEmbeddings(nn.Module):
-    """Linear(F -> D), LayerNorm, dropout. Regions get neither position nor segment: their boxes are in the feature."""
+    """Linear(F -> D), LayerNorm, dropout. Regions get neither position nor segment: their boxes are in the feature.
+
+    Without ``config.region_layer_norm`` there is no LayerNorm, as in Oscar without ``use_img_layernorm``.
+    """
 
     def __init__(self, config: VLConfig) -> None:
         super().__init__()
         self.projection = nn.Linear(config.region_dim, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        eps = config.layer_norm_eps if config.region_layer_norm_eps is None else config.region_layer_norm_eps
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=eps) if config.region_layer_norm else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, regions: Tensor) -> Tensor:
