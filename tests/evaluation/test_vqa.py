@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from vlkd.evaluation import normalise_answer, soft_accuracy, vqa_scores
+from vlkd.evaluation import soft_accuracy, vqa_scores
 
 
 def official(answer: str, annotators: list[str]) -> float:
@@ -40,14 +40,6 @@ def test_all_of_two_agreeing_gives_one():
 def test_no_annotator_is_refused():
     with pytest.raises(ValueError, match="got none"):
         soft_accuracy("red", [])
-
-
-@pytest.mark.parametrize(
-    ("raw", "normal"),
-    [("The Red star.", "red star"), ("two", "2"), ("none", "0"), ("  yes ", "yes"), ("a", "")],
-)
-def test_normalise_answer(raw, normal):
-    assert normalise_answer(raw) == normal
 
 
 def test_scores_per_kind():

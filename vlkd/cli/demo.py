@@ -1,4 +1,4 @@
-"""The `vlkd` command. Heavy imports wait inside the commands, so that `vlkd --help` is instant."""
+"""`vlkd demo`, and what can be done with a finished run of it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from vlkd.errors import VlkdError
-
-app = typer.Typer(
-    name="vlkd",
-    help="Compress visual-linguistic transformers by knowledge distillation (DistillVLM, arXiv 2104.02096).\n\n"
-    "Start with `vlkd demo --quick`: every stage of the method, in two minutes, on pictures that it renders "
-    "itself. Then `vlkd demo` trains for real, and `vlkd caption` and `vlkd answer` "
-    "use its models.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
 
 
 class Model(str, Enum):
@@ -49,7 +35,6 @@ ModelOption = Annotated[
 PictureArgument = Annotated[Path, typer.Argument(help="A picture file: PNG, JPEG, WebP, …")]
 
 
-@app.command()
 def demo(
     settings: Annotated[
         list[str] | None,
@@ -97,7 +82,6 @@ def demo(
     typer.echo(f"The page: {page}")
 
 
-@app.command()
 def doctor() -> None:
     """Say what is installed, which backend each operator will use and why, and what to do to get more."""
     from rich.console import Console
@@ -116,7 +100,6 @@ def doctor() -> None:
     console.print(table)
 
 
-@app.command()
 def caption(picture: PictureArgument, run: RunOption = Path("runs/demo"), model: ModelOption = Model.distilled) -> None:
     """Describe a picture with a model of a finished run.
 
@@ -128,7 +111,6 @@ def caption(picture: PictureArgument, run: RunOption = Path("runs/demo"), model:
     typer.echo(FinishedRun.open(run).caption(picture, model.value))
 
 
-@app.command()
 def answer(
     picture: PictureArgument,
     question: Annotated[str, typer.Argument(help="For example 'what colour is the star ?'")],
@@ -141,7 +123,6 @@ def answer(
     typer.echo(FinishedRun.open(run).answer(picture, question, model.value))
 
 
-@app.command()
 def render(
     folder: Annotated[Path, typer.Argument(help="Where the PNG files go.")],
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 8,
@@ -158,16 +139,3 @@ def render(
 
 def _command_line() -> str:
     return " ".join(["vlkd", *sys.argv[1:]])
-
-
-def main() -> None:
-    """Entry point: a user's mistake is one sentence and status 2, without a traceback."""
-    try:
-        app()
-    except VlkdError as error:
-        typer.echo(f"vlkd: {error}", err=True)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

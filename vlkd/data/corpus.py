@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -54,6 +55,20 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def with_texts(self, what: Literal["captions", "questions"]) -> Corpus:
+        """The pictures that have captions, or questions.
+
+        Raises:
+            VlkdError: none has.
+        """
+        rows = [row for row, texts in enumerate(getattr(self, what)) if texts]
+        if len(rows) == len(self):
+            return self
+        if not rows:
+            raise VlkdError(f"The split '{self.split}' has no {what}: import it with --{what}.")
+        kept = (tuple(of[row] for row in rows) for of in (self.keys, self.captions, self.questions))
+        return Corpus(self.split, *kept)  # type: ignore[arg-type]
 
     def texts(self) -> Iterator[str]:
         """Every caption, every question with its answer behind it."""

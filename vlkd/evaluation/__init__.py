@@ -2,14 +2,18 @@
 
 from vlkd.evaluation.bootstrap import Interval, paired_bootstrap
 from vlkd.evaluation.captioning import CaptionScores, caption_scores, tokenise
+from vlkd.evaluation.coco import evaluate_captions_file
 from vlkd.evaluation.evaluate import CONDITIONS, Exam, examine_answerer, examine_captioner
 from vlkd.evaluation.generation import answer_questions, generate_captions
 from vlkd.evaluation.java_metrics import JavaMetrics
+from vlkd.evaluation.model import evaluate_model
 from vlkd.evaluation.search import Hypothesis, beam_search
-from vlkd.evaluation.vqa import normalise_answer, soft_accuracy, vqa_scores
+from vlkd.evaluation.vqa import soft_accuracy, vqa_scores
+from vlkd.evaluation.vqa_official import AnswerScores, evaluate_answers_file, normalized_answer, soft_targets
 
 __all__ = [
     "CONDITIONS",
+    "AnswerScores",
     "CaptionScores",
     "Exam",
     "Hypothesis",
@@ -18,12 +22,16 @@ __all__ = [
     "answer_questions",
     "beam_search",
     "caption_scores",
+    "evaluate_answers_file",
+    "evaluate_captions_file",
+    "evaluate_model",
     "examine_answerer",
     "examine_captioner",
     "generate_captions",
-    "normalise_answer",
+    "normalized_answer",
     "paired_bootstrap",
     "soft_accuracy",
+    "soft_targets",
     "tokenise",
     "vqa_scores",
 ]

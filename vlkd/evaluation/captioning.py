@@ -39,10 +39,6 @@ def caption_scores(
     ``references`` and ``candidates`` hold the same picture keys. CIDEr takes its document frequencies from
     the references given, so scores of two models compare only on the same pictures.
     """
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
     if references.keys() != candidates.keys():
         odd = sorted(references.keys() ^ candidates.keys())[0]
         raise ValueError(f"every picture needs references and one caption; {odd!r} has only one of the two")
@@ -50,6 +46,19 @@ def caption_scores(
         raise ValueError("caption scores need at least one picture, got none")
     truth = {key: [tokenise(text) for text in texts] for key, texts in references.items()}
     guess = {key: [tokenise(candidates[key])] for key in truth}
+    return score_tokenised(truth, guess, java, TOKENISATION)
+
+
+def score_tokenised(
+    truth: Mapping[str, Sequence[str]],
+    guess: Mapping[str, Sequence[str]],
+    java: JavaMetrics | None,
+    tokenisation: str,
+) -> CaptionScores:
+    """As :func:`caption_scores`, of captions that are tokenised already, one of ``guess`` a picture; keys in the same order."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
 
     bleu, _ = Bleu(4).compute_score(truth, guess, verbose=0)
     rouge, _ = Rouge().compute_score(truth, guess)
@@ -61,4 +70,4 @@ def caption_scores(
         more, unavailable = java.score(truth, guess)
         scores |= more
     per_picture = {key: float(value) for key, value in zip(truth, per_picture, strict=True)}
-    return CaptionScores(scores, per_picture, unavailable)
+    return CaptionScores(scores, per_picture, unavailable, tokenisation)

@@ -83,7 +83,7 @@ def examine_answerer(
         )
         answers = answer_questions(model, dataset, role, batch=exam.recipe.evaluation.batch)
         accuracies = [
-            soft_accuracy(answer, [question.answer])
+            dict(question.scores).get(answer, 0.0) if question.scores else soft_accuracy(answer, [question.answer])
             for answer, question in zip(answers, dataset.questions, strict=True)
         ]
         by_picture = _by_key(dataset.keys, accuracies)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Sentences = Mapping[str, Sequence[str]]
 JAVA_METRICS: tuple[str, ...] = ("METEOR", "SPICE")
-_EMPTY = "."  # METEOR's line protocol has no empty sentence
+_EMPTY = "."  # METEOR's line protocol has no empty reference
 
 
 class JavaMetrics:
@@ -79,8 +79,7 @@ class JavaMetrics:
         if self._meteor is None:
             raise ValueError("it was not started; open JavaMetrics with a `with` statement")
         truth = {key: [text or _EMPTY for text in texts] for key, texts in references.items()}
-        guess = {key: [text or _EMPTY for text in texts] for key, texts in candidates.items()}
-        mean, _ = self._meteor.compute_score(truth, guess)
+        mean, _ = self._meteor.compute_score(truth, dict(candidates))
         return float(mean)
 
 

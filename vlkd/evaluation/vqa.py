@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
+from vlkd.evaluation.vqa_official import normalized_answer
+
 ALL = "all"
-_ARTICLES = {"a", "an", "the"}
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    )
-} | {"none": "0"}
-
-
-def normalise_answer(answer: str) -> str:
-    """Lower case, no articles, no punctuation, number words as digits, single spaces."""
-    words = re.sub(r"[^\w\s]", " ", answer.lower()).split()
-    return " ".join(_NUMBERS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def soft_accuracy(answer: str, annotators: Sequence[str]) -> float:
@@ -30,7 +18,7 @@ def soft_accuracy(answer: str, annotators: Sequence[str]) -> float:
     """
     if not annotators:
         raise ValueError("soft accuracy needs at least one annotator's answer, got none")
-    matches = [normalise_answer(answer) == normalise_answer(other) for other in annotators]
+    matches = [normalized_answer(answer) == normalized_answer(other) for other in annotators]
     if len(matches) == 1:
         return float(matches[0])
     divisor = min(3, len(matches) - 1)

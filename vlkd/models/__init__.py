@@ -5,9 +5,11 @@ from vlkd.models.capture import CapturedAttention, QueryKey, capture_attention
 from vlkd.models.configuration import VLConfig
 from vlkd.models.encoder import VLModel
 from vlkd.models.heads import VLForCaptioning, VLForPreTraining, VLForVQA, VLOutput
+from vlkd.models.oscar import LoadReport, load_oscar, load_oscar_tokenizer
 
 __all__ = [
     "CapturedAttention",
+    "LoadReport",
     "QueryKey",
     "VLConfig",
     "VLForCaptioning",
@@ -19,5 +21,7 @@ __all__ = [
     "build_encoder",
     "capture_attention",
     "load_model",
+    "load_oscar",
+    "load_oscar_tokenizer",
     "start_from",
 ]

@@ -18,7 +18,8 @@ from vlkd.recipes.schema import Recipe
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
     folder = resources.files("vlkd.recipes")
-    return sorted(item.name[: -len(".yaml")] for item in folder.iterdir() if item.name.endswith(".yaml"))
+    inside = [(prefix, item) for prefix in ("", "paper/") for item in (folder / prefix).iterdir()]
+    return sorted(prefix + item.name.removesuffix(".yaml") for prefix, item in inside if item.name.endswith(".yaml"))
 
 
 def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:

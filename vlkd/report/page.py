@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from vlkd.evaluation.vqa import normalise_answer
+from vlkd.evaluation import normalized_answer
 from vlkd.report.attention import attention_figure
 from vlkd.report.curves import TASK_TITLES, loss_curves
 from vlkd.report.page_css import CSS
@@ -264,7 +264,7 @@ def _text(sentence: str) -> str:
 def _answer(answer: str | None, truth: str) -> str:
     if answer is None:
         return "<td>–</td>"
-    right = normalise_answer(answer) == normalise_answer(truth)
+    right = normalized_answer(answer) == normalized_answer(truth)
     mark, name = ("✓", "right") if right else ("✗", "wrong")
     return f'<td class="{name}">{mark} {escape(answer)}</td>'
 

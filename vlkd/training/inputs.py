@@ -7,13 +7,24 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from vlkd.data import AnswerVocabulary, CaptioningSet, Corpus, PretrainingSet, RegionStore, VQASet
+from vlkd.data import (
+    AnswerVocabulary,
+    CaptioningSet,
+    Corpus,
+    PretrainingSet,
+    RegionStore,
+    VQASet,
+    load_tokenizer,
+    train_tokenizer,
+)
 from vlkd.data.masking import TokenIds
+from vlkd.errors import VlkdError
 from vlkd.recipes import Recipe
 from vlkd.recipes.schema import Text
 from vlkd.training.stages import Stage
@@ -21,6 +32,9 @@ from vlkd.training.stream import EpochSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+ANSWERS = "answers.json"
 
 
 @dataclass(frozen=True)
@@ -73,19 +87,53 @@ class StageData:
         corpora: split → its texts; stages train on ``train``.
         tokenizer: for captions, questions and tags.
         seed: of every draw: weights, order, masks, dropout, queue.
+        answers: among which questions are answered; those that training gives if None.
     """
 
     store: RegionStore
     corpora: Mapping[str, Corpus]
     tokenizer: PreTrainedTokenizerFast
     seed: int
+    answers: AnswerVocabulary | None = None
+
+    @classmethod
+    def open(cls, folder: Path | str, recipe: Recipe) -> StageData:
+        """What ``vlkd data import`` left in ``folder``: ``store/``, ``<split>.json``, ``answers.json``.
+
+        ``tokenizer/`` beside them is used, or made of the training texts and kept there.
+
+        Raises:
+            VlkdError: one of them is missing or damaged.
+        """
+        folder = Path(folder)
+        store = RegionStore.open(folder / "store")
+        answers = folder / ANSWERS
+        corpora = {path.stem: Corpus.load(path) for path in sorted(folder.glob("*.json")) if path != answers}
+        if "train" not in corpora:
+            raise VlkdError(
+                f"'{folder}' has no texts to train on (no train.json): import it with --captions or --questions."
+            )
+        if not (folder / "tokenizer" / "tokenizer.json").is_file():
+            train_tokenizer(corpora["train"].texts(), recipe.text.vocabulary).save_pretrained(folder / "tokenizer")
+        return cls(
+            store,
+            corpora,
+            load_tokenizer(folder / "tokenizer"),
+            recipe.seed,
+            AnswerVocabulary.load(answers) if answers.is_file() else None,
+        )
+
+    def answer_vocabulary(self) -> AnswerVocabulary:
+        """The answers that a VQA model chooses among."""
+        return self.answers or AnswerVocabulary.of_corpus(self.corpora["train"])
 
     def inputs(self, recipe: Recipe, stage: Stage) -> StageInputs:
         """The training samples of ``stage``."""
-        common = (self.corpora["train"], self.store, self.tokenizer, recipe.text, stage.view)
+        corpus = self.corpora["train"].with_texts("questions" if stage.task == "vqa" else "captions")
+        common = (corpus, self.store, self.tokenizer, recipe.text, stage.view)
         answers = None
         if stage.task == "vqa":
-            vocabulary = AnswerVocabulary.of_corpus(self.corpora["train"])
+            vocabulary = self.answer_vocabulary()
             samples = VQASet(*common, seed=self.seed, answers=vocabulary)
             answers = self._answers(vocabulary, recipe.text)
         else:
@@ -110,7 +158,9 @@ class StageData:
     def fingerprint(self) -> str:
         """Names the regions, the training texts and the tokenizer."""
         corpus = self.corpora["train"]
-        questions = [[(question.text, question.answer) for question in asked] for asked in corpus.questions]
+        questions = [
+            [(question.text, question.answer, *question.scores) for question in asked] for asked in corpus.questions
+        ]
         content = json.dumps(
             [
                 self.store.fingerprint,
@@ -118,6 +168,7 @@ class StageData:
                 corpus.captions,
                 questions,
                 self.tokenizer.backend_tokenizer.to_str(),
+                *(self.answers.answers if self.answers else ()),
             ]
         )
         return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
 """Files of Oscar and VinVL (github.com/microsoft/Oscar): read, checked, and turned into a feature store and corpora."""
 
-from vlkd.data.oscar.importing import import_oscar
+from vlkd.data.oscar.importing import import_oscar, import_texts
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.oscar.tsv import TsvFile, write_lineidx
 from vlkd.data.oscar.validate import Finding, validate
 
-__all__ = ["Finding", "Sources", "TsvFile", "import_oscar", "validate", "write_lineidx"]
+__all__ = ["Finding", "Sources", "TsvFile", "import_oscar", "import_texts", "validate", "write_lineidx"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -62,7 +63,7 @@ def import_oscar(
     corpus, answers, tags = read_texts(sources, split)
     pictures = Pictures(sources, tags)
     if corpus is not None:
-        check_texts(corpus, pictures, sources)
+        check_texts(corpus, pictures.keys, sources)
     fingerprint = _fingerprint(sources, dtype)
     parts = unfinished_folder(folder / "store")
     _begin(parts, fingerprint, folder)
@@ -84,11 +85,29 @@ def import_oscar(
             write_part(parts / part_name(number), islice(records, len(block)), dtype)
     (parts / _OF).unlink()
     store = finish_store(folder / "store", fingerprint)
+    _save(corpus, answers, folder, split)
+    return Imported(store, corpus, answers)
+
+
+def import_texts(sources: Sources, folder: Path | str, store: RegionStore, *, split: str) -> Corpus:
+    """Write ``folder/<split>.json``, texts about pictures that ``store`` has.
+
+    Raises:
+        VlkdError: there are none, a file is broken, or a picture is not in the store.
+    """
+    corpus, answers, _ = read_texts(sources, split)
+    if corpus is None:
+        raise VlkdError("There are no texts: give --captions, or --questions and --answers, or both.")
+    check_texts(corpus, store.keys, sources)
+    _save(corpus, answers, Path(folder), split)
+    return corpus
+
+
+def _save(corpus: Corpus | None, answers: AnswerVocabulary | None, folder: Path, split: str) -> None:
     if corpus is not None:
         corpus.save(folder / f"{split}.json")
-    if answers is not None:
+    if answers is not None and not (folder / "answers.json").exists():
         answers.save(folder / "answers.json")
-    return Imported(store, corpus, answers)
 
 
 def read_texts(
@@ -109,13 +128,14 @@ def read_texts(
     return Corpus(split, keys, of_captions, of_questions), answers, tags
 
 
-def check_texts(corpus: Corpus, pictures: Pictures, sources: Sources) -> None:
+def check_texts(corpus: Corpus, pictures: Iterable[str], sources: Sources) -> None:
     """Whether every picture that a text is about has features.
 
     Raises:
         VlkdError: some have none.
     """
-    missing = [key for key in corpus.keys if key not in pictures]
+    there = set(pictures)
+    missing = [key for key in corpus.keys if key not in there]
     if missing:
         texts = " and ".join(f"'{path}'" for path in (sources.captions, sources.questions) if path is not None)
         raise VlkdError(

@@ -89,9 +89,6 @@ class Pictures:
         self.keys = first.keys
         self.check_keys()
 
-    def __contains__(self, key: str) -> bool:
-        return key in (self.student or self.own or ())
-
     def check_keys(self) -> None:
         """Whether all feature files have the same pictures.
 

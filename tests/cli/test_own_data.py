@@ -1,0 +1,180 @@
+"""From files of Oscar to a distilled student that captions and answers, by commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from oscar_files import ANSWERS, KEYS, write_all
+from typer.testing import CliRunner
+
+from vlkd.cli import app
+from vlkd.errors import VlkdError
+from vlkd.models import VLForCaptioning, load_model
+
+TINY = [
+    "quick", "text.vocabulary=120", "text.answer_from=cls", "distillation.queue_size=32", "evaluation.beam=2",
+    *(f"schedules.{stage}={{steps: 2, batch: 2, lr: 1.0e-3}}" for stage in (
+        "teacher", "adapt", "student", "teacher_captioning", "teacher_vqa", "student_captioning", "student_vqa"
+    )),
+]  # fmt: skip
+
+
+def vlkd(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Imported data in `data`, and every stage of the method."""
+    folder = tmp_path_factory.mktemp("own")
+    sources = write_all(folder, "extractor")
+    files = [
+        "--student",
+        sources.student,
+        "--teacher",
+        sources.teacher,
+        "--own",
+        sources.own,
+        "--captions",
+        sources.captions,
+    ]
+    questions = ["--questions", sources.questions, "--answers", sources.answers]
+    assert "0 errors" in vlkd("data", "validate", *files, *questions)
+    told = vlkd("data", "import", folder / "data", *files, *questions)
+    assert "3 pictures" in told and "4 captions and 2 questions about 3 pictures" in told
+    vlkd("data", "texts", folder / "data", "--split", "test", "--captions", sources.captions, *questions)
+
+    def stage(name: str, out: str, *options: object) -> Path:
+        vlkd(name, *TINY, "--data", folder / "data", "--out", folder / out, *options)
+        return folder / out / "model"
+
+    teacher = stage("pretrain", "teacher")
+    adapted = stage("adapt", "adapted", "--start", teacher)
+    distilled = stage("distill", "distilled", "--teacher", adapted)
+    for task in ("captioning", "vqa"):
+        tuned = stage("finetune", f"adapted-{task}", "--task", task, "--role", "teacher", "--start", adapted)
+        stage("finetune", f"distilled-{task}", "--task", task, "--start", distilled, "--teacher", tuned)
+        evaluate(folder, task)
+    return folder
+
+
+def evaluate(folder: Path, task: str, *options: object) -> str:
+    model = folder / f"distilled-{task}" / "model"
+    out = folder / f"evaluated-{task}"
+    return vlkd("evaluate", *TINY, "--data", folder / "data", "--out", out, "--task", task, "--model", model, *options)
+
+
+def test_captions_are_scored_and_written_as_coco_takes_them(folder: Path) -> None:
+    results = json.loads((folder / "evaluated-captioning" / "results.json").read_text())
+    assert {"CIDEr", "BLEU-4", "ROUGE-L"} <= results["captioning"]["picture"]["scores"].keys()
+    captions = json.loads((folder / "evaluated-captioning" / "captions.json").read_text())
+    assert sorted(row["image_id"] for row in captions) == sorted(map(int, KEYS))
+    assert all(isinstance(row["caption"], str) for row in captions)
+
+
+def test_answers_are_scored_softly_and_written_as_the_server_takes_them(folder: Path) -> None:
+    answers = json.loads((folder / "evaluated-vqa" / "vqa_answers.json").read_text())
+    assert [row["question_id"] for row in answers] == [420, 70]
+    assert all(row["answer"] in ANSWERS for row in answers)
+    results = json.loads((folder / "evaluated-vqa" / "results.json").read_text())
+    scores = {"yes": 0.3, "red": 1.0}
+    expected = (scores.get(answers[0]["answer"], 0.0) + 0.0) / 2
+    assert results["vqa"]["picture"]["scores"]["all"] == pytest.approx(expected)
+
+
+def test_a_finished_evaluation_is_read_again(folder: Path) -> None:
+    path = folder / "evaluated-vqa" / "results.json"
+    before = path.stat().st_mtime_ns
+    assert "all" in evaluate(folder, "vqa")
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(VlkdError, match="controls = False"):
+        evaluate(folder, "vqa", "--controls")
+
+
+def test_the_student_stands_alone(folder: Path) -> None:
+    model = load_model(VLForCaptioning, folder / "distilled-captioning" / "model")
+    assert model.config.region_dim == 11
+    names = {name for name, _ in model.named_parameters()}
+    assert not [
+        name for name in names if "queue" in name or "projection" in name.replace("region_embeddings.projection", "")
+    ]
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
+    def fails(match: str, *arguments: object) -> None:
+        with pytest.raises(VlkdError, match=match) as caught:
+            vlkd(*arguments)
+        assert "\n" not in str(caught.value)
+
+    data, out = ("--data", folder / "data"), ("--out", tmp_path / "run")
+    model = folder / "distilled-vqa" / "model"
+    fails("holds no feature store", "pretrain", *TINY, "--data", tmp_path, *out)
+    fails(
+        "There is no split 'dev': the data have test, train",
+        "evaluate",
+        *TINY,
+        *data,
+        *out,
+        "--task",
+        "vqa",
+        "--model",
+        model,
+        "--split",
+        "dev",
+    )
+    fails("There is no model in", "evaluate", *TINY, *data, *out, "--task", "vqa", "--model", tmp_path)
+    fails("There is no model in", "adapt", *TINY, *data, *out, "--start", tmp_path / "nowhere")
+    fails("There are no texts", "data", "texts", folder / "data", "--split", "dev")
+    fails("holds no Oscar checkpoint", "checkpoint", tmp_path, tmp_path / "model")
+
+
+def test_validation_that_fails_has_status_1(tmp_path: Path) -> None:
+    sources = write_all(tmp_path)
+    assert sources.own is not None
+    sources.own.write_text(sources.own.read_text()[:-40])
+    result = CliRunner().invoke(app, ["data", "validate", "--own", str(sources.own)])
+    assert result.exit_code == 1 and "error: " in result.output and "1 errors" in result.output
+    assert CliRunner().invoke(app, ["data", "index", str(sources.own)]).output.strip().endswith("own.feature.lineidx")
+
+
+def test_result_files_are_scored_as_coco_and_vqa_do() -> None:
+    fixtures = Path(__file__).parents[1] / "evaluation" / "fixtures"
+    files = [fixtures / f"vqa_{name}.json" for name in ("results", "annotations", "questions")]
+    expected = json.loads((fixtures / "vqa_expected.json").read_text())["rounded"]["overall"]
+    assert f"all      {expected:6.2f}" in vlkd("score", "vqa", *files)
+    shown = vlkd("score", "captions", fixtures / "coco_results.json", fixtures / "coco_annotations.json")
+    assert "CIDEr" in shown and "Tokenisation: " in shown
+
+
+def test_the_papers_recipe_has_the_papers_parameters() -> None:
+    shown = vlkd("recipe", "show", "paper/distillvlm")
+    for number in ("111.06", "111.68", "34.15", "34.33", "= 120", "250,000"):
+        assert number in shown
+    assert "paper/distillvlm" in vlkd("recipe", "list")
+    assert "beta: 0.25" in vlkd("recipe", "show", "demo", "distillation.beta=0.25")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "data import",
+        "data validate",
+        "data texts",
+        "data index",
+        "checkpoint",
+        "pretrain",
+        "adapt",
+        "distill",
+        "finetune",
+        "evaluate",
+        "recipe show",
+    ],
+)
+def test_help_teaches(command: str) -> None:
+    assert len(vlkd(*command.split(), "--help")) > 300

@@ -1,0 +1,5 @@
+"""`python -m vlkd.cli` is `vlkd`."""
+
+from vlkd.cli import main
+
+main()

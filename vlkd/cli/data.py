@@ -1,0 +1,148 @@
+"""`vlkd data`: files of Oscar and VinVL, checked and imported."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vlkd.data.oscar import Sources
+
+app = typer.Typer(help="Import and check files of Oscar and VinVL.", no_args_is_help=True, rich_markup_mode="markdown")
+
+
+class StoredAs(str, Enum):
+    """What base64 features are made of."""
+
+    float16 = "float16"
+    float32 = "float32"
+    float64 = "float64"
+
+
+class Kept(str, Enum):
+    """What a store keeps features in."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+
+_FEATURES = (
+    "*.feature.tsv, Oscar+'s features.tsv, the extractor's predictions with features, a .pt dict, or an Oscar YAML"
+)
+Student = Annotated[Path | None, typer.Option(help=f"The student's detector's features of its boxes: {_FEATURES}.")]
+Teacher = Annotated[Path | None, typer.Option(help="The teacher's detector's features of the *same* boxes.")]
+Own = Annotated[
+    Path | None, typer.Option(help="The teacher's detector's features of its *own* boxes, to pre-train it on.")
+]
+Tags = Annotated[Path | None, typer.Option(help="Tags of the student's detector: *.label.tsv or predictions_gt.tsv.")]
+OwnTags = Annotated[Path | None, typer.Option(help="Tags of the teacher's detector.")]
+Captions = Annotated[Path | None, typer.Option(help="*_caption.json, COCO's captions, or Oscar+'s corpus TSV.")]
+Questions = Annotated[Path | None, typer.Option(help="*_qla_mrcnn.json; needs --answers.")]
+Answers = Annotated[Path | None, typer.Option(help="trainval_ans2label.pkl, or the same dict as JSON.")]
+Stored = Annotated[StoredAs, typer.Option(help="What base64 features are made of.")]
+
+
+@app.command("import")
+def import_(
+    out: Annotated[
+        Path, typer.Argument(help="Folder that gets store/, train.json (or another SPLIT.json) and answers.json.")
+    ],
+    student: Student = None,
+    teacher: Teacher = None,
+    own: Own = None,
+    tags: Tags = None,
+    own_tags: OwnTags = None,
+    captions: Captions = None,
+    questions: Questions = None,
+    answers: Answers = None,
+    stored_as: Stored = StoredAs.float32,
+    split: Annotated[str, typer.Option(help="What the texts are for: train, validation, test, …")] = "train",
+    dtype: Annotated[Kept, typer.Option(help="Features in the store; float16 halves it.")] = Kept.float16,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that read side by side.")] = 1,
+) -> None:
+    """Write a feature store and texts from files of Oscar and VinVL.
+
+    Rows are matched by key, every picture is verified, and a mistake names file, line and key. Stopped at any moment, the same
+    command goes on. Texts of another split for the same pictures: `vlkd data texts`.
+    """
+    from vlkd.data.oscar import import_oscar
+
+    sources = _sources(student, teacher, own, tags, own_tags, captions, questions, answers, stored_as)
+    imported = import_oscar(sources, out, split=split, dtype=dtype.value, jobs=jobs)
+    store = imported.store
+    typer.echo(
+        f"{len(store)} pictures in '{store.folder}': {' and '.join(store.views)} regions, at most {store.max_regions} each, of "
+        f"{store.student_dim or '–'} (student) and {store.teacher_dim} (teacher) numbers."
+    )
+    if imported.corpus is not None:
+        typer.echo(_told(imported.corpus, out, split))
+
+
+@app.command()
+def texts(
+    out: Annotated[Path, typer.Argument(help="A folder that `vlkd data import` filled.")],
+    split: Annotated[str, typer.Option(help="What the texts are for: train, validation, test, …")],
+    captions: Captions = None,
+    questions: Questions = None,
+    answers: Answers = None,
+) -> None:
+    """Add the texts of another split, for pictures that the store has."""
+    from vlkd.data import RegionStore
+    from vlkd.data.oscar import Sources, import_texts
+
+    sources = Sources(captions=captions, questions=questions, answers=answers)
+    typer.echo(_told(import_texts(sources, out, RegionStore.open(out / "store"), split=split), out, split))
+
+
+@app.command()
+def validate(
+    student: Student = None,
+    teacher: Teacher = None,
+    own: Own = None,
+    tags: Tags = None,
+    own_tags: OwnTags = None,
+    captions: Captions = None,
+    questions: Questions = None,
+    answers: Answers = None,
+    stored_as: Stored = StoredAs.float32,
+) -> None:
+    """Go through files of Oscar and VinVL, every row, and name each mistake with file, line and key.
+
+    The status is 1 if an import would refuse them.
+    """
+    from vlkd.data.oscar import validate as find
+
+    sources = _sources(student, teacher, own, tags, own_tags, captions, questions, answers, stored_as)
+    fatal = notes = 0
+    for finding in find(sources):
+        fatal, notes = fatal + finding.fatal, notes + (not finding.fatal)
+        typer.echo(f"{'error' if finding.fatal else 'note'}: {finding.problem}")
+    typer.echo(f"{fatal} errors, {notes} notes." if fatal or notes else "Nothing found: all files fit together.")
+    if fatal:
+        raise typer.Exit(1)
+
+
+@app.command()
+def index(files: Annotated[list[Path], typer.Argument(help="TSV files.")]) -> None:
+    """Make the .lineidx of TSV files, which Oscar's own tools need; ours do not."""
+    from vlkd.data.oscar import write_lineidx
+
+    for path in files:
+        typer.echo(write_lineidx(path))
+
+
+def _sources(
+    student: Path | None, teacher: Path | None, own: Path | None, tags: Path | None, own_tags: Path | None,
+    captions: Path | None, questions: Path | None, answers: Path | None, stored_as: StoredAs,
+) -> Sources:  # fmt: skip
+    from vlkd.data.oscar import Sources
+
+    return Sources(student, teacher, own, tags, own_tags, captions, questions, answers, stored_as.value)
+
+
+def _told(corpus, out: Path, split: str) -> str:
+    captions, questions = (sum(map(len, texts)) for texts in (corpus.captions, corpus.questions))
+    return f"{captions} captions and {questions} questions about {len(corpus)} pictures in '{out / split}.json'."

@@ -1,0 +1,168 @@
+"""The method's stages, each by itself, on a folder that `vlkd data import` filled."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vlkd.training import Stage
+
+
+class Role(str, Enum):
+    """Which of the two encoders."""
+
+    teacher = "teacher"
+    student = "student"
+
+
+class Task(str, Enum):
+    """What a model is fine-tuned for."""
+
+    captioning = "captioning"
+    vqa = "vqa"
+
+
+Recipe = Annotated[str, typer.Argument(help="A recipe's name (`vlkd recipe list`) or the path of a YAML file.")]
+Settings = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")]
+Data = Annotated[Path, typer.Option(help="Folder of `vlkd data import`.")]
+Out = Annotated[Path, typer.Option(help="Run folder. The same command resumes it; other settings are refused.")]
+Start = Annotated[Path | None, typer.Option(help="Folder of the model to start from (…/model of another run).")]
+Taught = Annotated[Path | None, typer.Option("--teacher", help="Folder of the model to distil from.")]
+RoleOption = Annotated[Role, typer.Option(help="Whose encoder, and whose detector's features.")]
+TaskOption = Annotated[Task, typer.Option(help="What is learned.")]
+
+
+def pretrain(
+    recipe: Recipe,
+    data: Data,
+    out: Out,
+    settings: Settings = None,
+    role: RoleOption = Role.teacher,
+    start: Start = None,
+) -> None:
+    """Pre-train without distillation: the teacher on its own regions, or the student on its boxes.
+
+    Masked language modelling and image-text matching. `--start` goes on from a model, such as one that `vlkd checkpoint` made.
+    """
+    from dataclasses import replace
+
+    from vlkd.recipes import load_recipe
+    from vlkd.training import pretrain as stage
+
+    resolved = load_recipe(recipe, settings or ())
+    _train(recipe, settings, data, out, replace(stage(resolved, role.value), start=start))
+
+
+def adapt(
+    recipe: Recipe,
+    data: Data,
+    out: Out,
+    start: Annotated[Path, typer.Option(help="Folder of the pre-trained teacher.")],
+    settings: Settings = None,
+) -> None:
+    """Adapt the teacher: its pre-training goes on, on its features of the student's boxes."""
+    from vlkd.recipes import load_recipe
+    from vlkd.training import adapt as stage
+
+    _train(recipe, settings, data, out, stage(load_recipe(recipe, settings or ()), start))
+
+
+def distill(
+    recipe: Recipe,
+    data: Data,
+    out: Out,
+    teacher: Annotated[Path, typer.Option(help="Folder of the adapted teacher.")],
+    settings: Settings = None,
+) -> None:
+    """Pre-train the student with attention and hidden-state distillation."""
+    from vlkd.recipes import load_recipe
+    from vlkd.training import distill as stage
+
+    _train(recipe, settings, data, out, stage(load_recipe(recipe, settings or ()), teacher))
+
+
+def finetune(
+    recipe: Recipe,
+    data: Data,
+    out: Out,
+    task: TaskOption,
+    start: Annotated[Path, typer.Option(help="Folder of the pre-trained model.")],
+    settings: Settings = None,
+    role: RoleOption = Role.student,
+    teacher: Taught = None,
+    own: Annotated[
+        bool, typer.Option("--own", help="The teacher reads its own regions, not the student's boxes.")
+    ] = False,
+) -> None:
+    """Fine-tune for captioning or question answering; with `--teacher`, distilled from a model of the same task."""
+    from vlkd.recipes import load_recipe
+    from vlkd.training import finetune as stage
+
+    resolved = load_recipe(recipe, settings or ())
+    view = "own" if own else "paired"
+    _train(recipe, settings, data, out, stage(resolved, task.value, role.value, start, view=view, teacher=teacher))
+
+
+def evaluate(
+    recipe: Recipe,
+    data: Data,
+    out: Out,
+    task: TaskOption,
+    model: Annotated[Path, typer.Option(help="Folder of the fine-tuned model.")],
+    settings: Settings = None,
+    role: RoleOption = Role.student,
+    split: Annotated[str, typer.Option(help="Whose texts: SPLIT.json in the data folder.")] = "test",
+    own: Annotated[bool, typer.Option("--own", help="The teacher reads its own regions.")] = False,
+    controls: Annotated[bool, typer.Option("--controls", help="Also without the picture and with another's.")] = False,
+) -> None:
+    """Caption or answer a split, score it, and write results.json and the file that COCO's or VQA's server takes."""
+    from vlkd.evaluation import evaluate_model
+    from vlkd.recipes import load_recipe
+    from vlkd.training import StageData
+
+    resolved = load_recipe(recipe, settings or ())
+    opened = StageData.open(data, resolved)
+    view = "own" if own else "paired"
+    scores = evaluate_model(model, out, resolved, opened, task.value, role.value, view, split, controls=controls)
+    for condition, found in scores.items():
+        shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in found.items())
+        typer.echo(f"{condition:8} {shown}")
+    typer.echo(f"In '{out}'.")
+
+
+def checkpoint(
+    folder: Annotated[Path, typer.Argument(help="Oscar's or VinVL's: config.json, pytorch_model.bin, vocab.txt.")],
+    out: Annotated[Path, typer.Argument(help="Folder that gets the model, and its tokenizer in tokenizer/.")],
+    task: Annotated[str, typer.Option(help="pretraining, captioning or vqa: which head.")] = "pretraining",
+) -> None:
+    """Turn a checkpoint of Oscar or VinVL into a model of ours, and say where every tensor went.
+
+    No pickle is executed. `vlkd pretrain --start`, `adapt --start`, `finetune --start` go on from it.
+    """
+    from vlkd.errors import VlkdError
+    from vlkd.models import load_oscar, load_oscar_tokenizer
+
+    if out.exists():
+        raise VlkdError(f"'{out}' exists already: choose another folder for the model, or delete it first.")
+    model, report = load_oscar(folder, task)  # type: ignore[arg-type]
+    tokenizer = load_oscar_tokenizer(folder)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out / "tokenizer")
+    typer.echo(str(report))
+
+
+def _train(recipe: str, settings: list[str] | None, data: Path, out: Path, stage: Stage) -> None:
+    from vlkd.recipes import load_recipe
+    from vlkd.training import StageData, train_stage
+
+    resolved = load_recipe(recipe, settings or ())
+    try:
+        model = train_stage(out, resolved, stage, StageData.open(data, resolved))
+    except KeyboardInterrupt:
+        typer.echo("vlkd: stopped; the same command takes up where it was.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"The model: {model}")
