@@ -11,7 +11,9 @@ import typer
 if TYPE_CHECKING:
     from vlkd.data.oscar import Sources
 
-app = typer.Typer(help="Import and check files of Oscar and VinVL.", no_args_is_help=True, rich_markup_mode="markdown")
+app = typer.Typer(
+    help="Import and check files of Oscar and VinVL; add texts.", no_args_is_help=True, rich_markup_mode="markdown"
+)
 
 
 class StoredAs(str, Enum):
@@ -39,8 +41,16 @@ Own = Annotated[
 ]
 Tags = Annotated[Path | None, typer.Option(help="Tags of the student's detector: *.label.tsv or predictions_gt.tsv.")]
 OwnTags = Annotated[Path | None, typer.Option(help="Tags of the teacher's detector.")]
-Captions = Annotated[Path | None, typer.Option(help="*_caption.json, COCO's captions, or Oscar+'s corpus TSV.")]
-Questions = Annotated[Path | None, typer.Option(help="*_qla_mrcnn.json; needs --answers.")]
+Captions = Annotated[
+    Path | None,
+    typer.Option(
+        help="*_caption.json, COCO's captions, Oscar+'s corpus TSV, or a CSV with the columns picture and caption."
+    ),
+]
+Questions = Annotated[
+    Path | None,
+    typer.Option(help="*_qla_mrcnn.json with --answers, or a CSV with the columns picture, question and answer."),
+]
 Answers = Annotated[Path | None, typer.Option(help="trainval_ans2label.pkl, or the same dict as JSON.")]
 Stored = Annotated[StoredAs, typer.Option(help="What base64 features are made of.")]
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -14,8 +14,9 @@ from pathlib import Path
 
 from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.oscar.sources import Pictures, Sources
-from vlkd.data.oscar.texts import read_answers, read_captions, read_questions
+from vlkd.data.oscar.texts import file_names, read_answers, read_captions, read_questions
 from vlkd.data.store import FeatureType, RegionStore, finish_store, part_name, unfinished_folder, write_part
+from vlkd.data.tables import read_question_table
 from vlkd.errors import VlkdError
 from vlkd.progress import track
 from vlkd.runs import write_atomically
@@ -92,10 +93,16 @@ def import_oscar(
 def import_texts(sources: Sources, folder: Path | str, store: RegionStore, *, split: str) -> Corpus:
     """Write ``folder/<split>.json``, texts about pictures that ``store`` has.
 
+    Where the store knows none of COCO's image ids, its file names are tried.
+
     Raises:
         VlkdError: there are none, a file is broken, or a picture is not in the store.
     """
+    sources.check_texts()
     corpus, answers, _ = read_texts(sources, split)
+    if corpus is not None and sources.captions is not None and not set(corpus.keys) & set(store.keys):
+        names = file_names(sources.captions)
+        corpus = replace(corpus, keys=tuple(names.get(key, key) for key in corpus.keys))
     if corpus is None:
         raise VlkdError("There are no texts: give --captions, or --questions and --answers, or both.")
     check_texts(corpus, store.keys, sources)
@@ -118,7 +125,9 @@ def read_texts(
     questions: dict[str, list[Question]] = {}
     tags: dict[str, tuple[str, ...]] = {}
     answers = None if sources.answers is None else AnswerVocabulary(read_answers(sources.answers))
-    if sources.questions is not None and answers is not None:
+    if sources.questions is not None and answers is None:
+        questions = read_question_table(sources.questions)
+    elif sources.questions is not None and answers is not None:
         questions, tags = read_questions(sources.questions, list(answers.answers))
     keys = tuple(dict.fromkeys([*captions, *questions]))
     if not keys:

@@ -56,11 +56,21 @@ class Sources:
             )
         if found.student is None and found.own is None:
             raise VlkdError("There are no features: give --student and --teacher, or --own, or all three.")
-        if (found.questions is None) != (found.answers is None):
+        found.check_texts()
+        return found
+
+    def check_texts(self) -> None:
+        """Whether questions have answers.
+
+        Raises:
+            VlkdError: questions of Oscar's without the answers' labels, or these without questions.
+        """
+        if self.questions is not None and self.questions.suffix == ".csv" and self.answers is None:
+            return
+        if (self.questions is None) != (self.answers is None):
             raise VlkdError(
                 "--questions needs --answers (trainval_ans2label.pkl, or the same as JSON), and the other way round."
             )
-        return found
 
     def files(self) -> list[Path]:
         """Every file, once."""

@@ -2,6 +2,7 @@
 
 ================== =================================================================================================
 ``*_caption.json`` list of ``{"image_id", "id", "caption"}``; COCO's ``{"annotations": the same}`` as well
+``*.csv``          a picture and a caption a row (:mod:`vlkd.data.tables`)
 corpus TSV         image id ⇥ label id ⇥ text: Oscar+'s pre-training corpus
 ``*_qla*.json``    list of ``{"q", "o", "an", "s", "img_id", "q_id"}``: question, tags, label ids, soft scores
 answers            ``trainval_ans2label.pkl`` or the same dict, answer -> label id, as JSON
@@ -16,6 +17,7 @@ from typing import Any
 
 from vlkd.data.oscar.plain_pickle import read_plain_pickle
 from vlkd.data.oscar.tsv import TsvFile
+from vlkd.data.tables import picture_key, read_caption_table
 from vlkd.errors import VlkdError
 from vlkd.scenes import Question
 
@@ -30,6 +32,8 @@ def read_captions(path: Path) -> dict[str, list[str]]:
         VlkdError: there is no such file, or a row is not as above.
     """
     captions: dict[str, list[str]] = {}
+    if path.suffix == ".csv":
+        return read_caption_table(path)
     if path.suffix == ".tsv":
         file = TsvFile(path)
         for row in range(len(file)):
@@ -47,6 +51,13 @@ def read_captions(path: Path) -> dict[str, list[str]]:
             raise VlkdError(f"'{path}', entry {number}: the caption is {row['caption']!r}, but text is expected.")
         captions.setdefault(str(row["image_id"]), []).append(row["caption"])
     return captions
+
+
+def file_names(path: Path) -> dict[str, str]:
+    """Image id -> the key of its file, of COCO's annotations; nothing of other files."""
+    content = _read_json(path) if path.suffix == ".json" else None
+    images = content.get("images", ()) if isinstance(content, dict) else ()
+    return {str(row["id"]): picture_key(row["file_name"]) for row in images if {"id", "file_name"} <= row.keys()}
 
 
 def read_answers(path: Path) -> list[str]:
