@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from oscar_files import ANSWERS, KEYS, write_all
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from vlkd.cli import app
 from vlkd.errors import VlkdError
-from vlkd.models import VLForCaptioning, load_model
+from vlkd.models import VLForCaptioning, VLForVQA, load_model
 
 TINY = [
     "quick", "text.vocabulary=120", "text.answer_from=cls", "distillation.queue_size=32", "evaluation.beam=2",
@@ -106,6 +107,27 @@ def test_the_student_stands_alone(folder: Path) -> None:
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_exported_student_loads_and_answers_by_itself(folder: Path, tmp_path: Path, precision: str) -> None:
+    model, out = folder / "distilled-vqa" / "model", tmp_path / "student"
+    data = ("--data", folder / "data", "--task", "vqa", "--model", model, "--out", out, "--precision", precision)
+    vlkd("export", *TINY, *data)
+    student, tokenizer = VLForVQA.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    answers, inputs = (json.loads((out / name).read_text()) for name in ("answers.json", "inputs.json"))
+    assert student.config.num_answers == len(answers) == len(ANSWERS) and inputs["region_dim"] == 11
+    assert {path.name for path in out.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert all("teacher" not in path.read_text() for path in out.glob("*.json"))
+    question = tokenizer("how many ?", return_tensors="pt")["input_ids"]
+    length = question.shape[1] + 2
+    logits = student(
+        question, torch.zeros_like(question), torch.arange(question.shape[1])[None],
+        torch.zeros(1, 2, 11, dtype=student.dtype), torch.ones(1, 1, length, dtype=torch.bool),
+    ).logits  # fmt: skip
+    assert logits.shape == (1, 3) and logits.isfinite().all()
+    with pytest.raises(VlkdError, match="exists already"):
+        vlkd("export", *TINY, *data)
+
+
 def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     def fails(match: str, *arguments: object) -> None:
         with pytest.raises(VlkdError, match=match) as caught:
@@ -173,6 +195,7 @@ def test_the_papers_recipe_has_the_papers_parameters() -> None:
         "distill",
         "finetune",
         "evaluate",
+        "export",
         "recipe show",
     ],
 )

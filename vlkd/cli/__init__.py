@@ -29,6 +29,7 @@ for _panel, _commands in {
         stages.distill,
         stages.finetune,
         stages.evaluate,
+        stages.export,
     ),
     "About": (demo.doctor,),
 }.items():

@@ -26,6 +26,14 @@ class Task(str, Enum):
     vqa = "vqa"
 
 
+class Weights(str, Enum):
+    """What weights are written in."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (`vlkd recipe list`) or the path of a YAML file.")]
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")]
 Data = Annotated[Path, typer.Option(help="Folder of `vlkd data import`.")]
@@ -132,6 +140,28 @@ def evaluate(
         shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in found.items())
         typer.echo(f"{condition:8} {shown}")
     typer.echo(f"In '{out}'.")
+
+
+def export(
+    recipe: Recipe,
+    data: Data,
+    model: Annotated[Path, typer.Option(help="Folder of the fine-tuned model.")],
+    task: TaskOption,
+    out: Annotated[Path, typer.Option(help="Folder that gets the model by itself.")],
+    settings: Settings = None,
+    precision: Annotated[Weights, typer.Option(help="Of the weights in the file.")] = Weights.float32,
+) -> None:
+    """Write a trained model by itself: weights, tokenizer, the budgets of its inputs; no trace of teacher or queue.
+
+    In Python, `VLForCaptioning.from_pretrained(OUT)` and `AutoTokenizer.from_pretrained(OUT)` load it.
+    """
+    from vlkd.evaluation import export_model
+    from vlkd.recipes import load_recipe
+    from vlkd.training import StageData
+
+    resolved = load_recipe(recipe, settings or ())
+    export_model(model, out, resolved, StageData.open(data, resolved), task.value, precision.value)
+    typer.echo(f"The model: {out}")
 
 
 def checkpoint(

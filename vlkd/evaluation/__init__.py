@@ -4,6 +4,7 @@ from vlkd.evaluation.bootstrap import Interval, paired_bootstrap
 from vlkd.evaluation.captioning import CaptionScores, caption_scores, tokenise
 from vlkd.evaluation.coco import evaluate_captions_file
 from vlkd.evaluation.evaluate import CONDITIONS, Exam, examine_answerer, examine_captioner
+from vlkd.evaluation.export import export_model
 from vlkd.evaluation.generation import answer_questions, generate_captions
 from vlkd.evaluation.java_metrics import JavaMetrics
 from vlkd.evaluation.model import evaluate_model
@@ -27,6 +28,7 @@ __all__ = [
     "evaluate_model",
     "examine_answerer",
     "examine_captioner",
+    "export_model",
     "generate_captions",
     "normalized_answer",
     "paired_bootstrap",

@@ -19,6 +19,7 @@ from vlkd.recipes import Recipe
 from vlkd.runs import Run
 from vlkd.training import StageData
 
+MODELS = {"captioning": VLForCaptioning, "vqa": VLForVQA}
 CAPTIONS = "captions.json"
 ANSWERS = "vqa_answers.json"
 
