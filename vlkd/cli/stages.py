@@ -168,6 +168,12 @@ def checkpoint(
     folder: Annotated[Path, typer.Argument(help="Oscar's or VinVL's: config.json, pytorch_model.bin, vocab.txt.")],
     out: Annotated[Path, typer.Argument(help="Folder that gets the model, and its tokenizer in tokenizer/.")],
     task: Annotated[str, typer.Option(help="pretraining, captioning or vqa: which head.")] = "pretraining",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Data folder that gets the checkpoint's tokenizer; do this before anything is trained on it."
+        ),
+    ] = None,
 ) -> None:
     """Turn a checkpoint of Oscar or VinVL into a model of ours, and say where every tensor went.
 
@@ -176,12 +182,15 @@ def checkpoint(
     from vlkd.errors import VlkdError
     from vlkd.models import load_oscar, load_oscar_tokenizer
 
-    if out.exists():
-        raise VlkdError(f"'{out}' exists already: choose another folder for the model, or delete it first.")
+    for place in (out, *([data / "tokenizer"] if data else [])):
+        if place.exists():
+            raise VlkdError(f"'{place}' exists already: choose another folder, or delete it first.")
     model, report = load_oscar(folder, task)  # type: ignore[arg-type]
     tokenizer = load_oscar_tokenizer(folder)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out / "tokenizer")
+    if data is not None:
+        tokenizer.save_pretrained(data / "tokenizer")
     typer.echo(str(report))
 
 

@@ -1,0 +1,44 @@
+"""The guides' commands, one after the other, as a reader types them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from oscar_files import write_all
+from typer.testing import CliRunner
+
+from vlkd.cli import app
+
+DOCS = Path(__file__).parents[2] / "docs"
+STAGES = ("teacher", "adapt", "student", "teacher_captioning", "teacher_vqa", "student_captioning", "student_vqa")
+RECIPE = """
+name: tiny
+text: {vocabulary: 120}
+teacher: {layers: 2, width: 32, heads: 2, ffn: 64}
+student: {layers: 2, width: 16, heads: 2, ffn: 32}
+distillation: {queue_size: 32}
+evaluation: {beam: 2}
+schedules:
+""" + "".join(f"  {stage}: {{steps: 2, batch: 2, lr: 1.0e-3}}\n" for stage in STAGES)
+
+
+def commands(guide: Path) -> list[list[str]]:
+    """Every line of its blocks that begins with `vlkd`, in order."""
+    blocks = re.findall(r"^```\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("vlkd ")]
+
+
+def test_from_oscar_files_to_an_exported_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_all(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+    steps = commands(DOCS / "oscar-files.md")
+    assert len(steps) == 10
+    for step in steps:
+        result = CliRunner().invoke(app, step, catch_exceptions=False)
+        assert result.exit_code == 0, (step, result.output)
+    assert Path("student/model.safetensors").is_file() and Path("runs/evaluation/captions.json").is_file()
