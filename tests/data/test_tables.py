@@ -65,5 +65,5 @@ def test_texts_of_another_split_join_a_store(records, tmp_path: Path) -> None:
     assert corpus.references() == {"test-000002": ["a ring"]}
     with pytest.raises(VlkdError, match="no features for 1 of 1 pictures with texts, the first 'nobody'"):
         import_texts(Sources(captions=written(tmp_path, "key,text\nnobody,x\n")), tmp_path, store, split="dev")
-    with pytest.raises(VlkdError, match="--questions needs --answers"):
-        import_texts(Sources(answers=coco), tmp_path, store, split="dev")
+    with pytest.raises(VlkdError, match="answers, but no questions"):
+        import_texts(Sources(annotations=coco), tmp_path, store, split="dev")

@@ -13,19 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlkd.errors import VlkdError
-from vlkd.evaluation.vqa_official import (
+from vlkd.data.vqa_v2 import (
     VQAAnnotation,
     VQAQuestion,
-    evaluate_answers,
-    evaluate_answers_file,
     normalized_answer,
-    question_accuracy,
     read_annotations,
-    read_answers,
     read_questions,
     soft_score,
     soft_targets,
+)
+from vlkd.errors import VlkdError
+from vlkd.evaluation.vqa_official import (
+    evaluate_answers,
+    evaluate_answers_file,
+    question_accuracy,
+    read_answers,
     write_answers,
 )
 

@@ -49,7 +49,17 @@ Captions = Annotated[
 ]
 Questions = Annotated[
     Path | None,
-    typer.Option(help="*_qla_mrcnn.json with --answers, or a CSV with the columns picture, question and answer."),
+    typer.Option(
+        help="Oscar's *_qla_mrcnn.json with --answers, VQA v2's questions with --annotations, or a CSV with the columns picture, "
+        "question and answer."
+    ),
+]
+Annotations = Annotated[Path | None, typer.Option(help="VQA v2's annotations; a test split has none.")]
+Least = Annotated[
+    int,
+    typer.Option(
+        "--least-answers", min=1, help="VQA v2: how many questions' most frequent answer a known answer must be."
+    ),
 ]
 Answers = Annotated[Path | None, typer.Option(help="trainval_ans2label.pkl, or the same dict as JSON.")]
 Stored = Annotated[StoredAs, typer.Option(help="What base64 features are made of.")]
@@ -68,6 +78,7 @@ def import_(
     captions: Captions = None,
     questions: Questions = None,
     answers: Answers = None,
+    annotations: Annotations = None,
     stored_as: Stored = StoredAs.float32,
     split: Annotated[str, typer.Option(help="What the texts are for: train, validation, test, …")] = "train",
     dtype: Annotated[Kept, typer.Option(help="Features in the store; float16 halves it.")] = Kept.float16,
@@ -80,7 +91,7 @@ def import_(
     """
     from vlkd.data.oscar import import_oscar
 
-    sources = _sources(student, teacher, own, tags, own_tags, captions, questions, answers, stored_as)
+    sources = _sources(student, teacher, own, tags, own_tags, captions, questions, answers, annotations, stored_as)
     imported = import_oscar(sources, out, split=split, dtype=dtype.value, jobs=jobs)
     store = imported.store
     typer.echo(
@@ -98,13 +109,16 @@ def texts(
     captions: Captions = None,
     questions: Questions = None,
     answers: Answers = None,
+    annotations: Annotations = None,
+    least: Least = 9,
 ) -> None:
     """Add the texts of another split, for pictures that the store has."""
     from vlkd.data import RegionStore
     from vlkd.data.oscar import Sources, import_texts
 
-    sources = Sources(captions=captions, questions=questions, answers=answers)
-    typer.echo(_told(import_texts(sources, out, RegionStore.open(out / "store"), split=split), out, split))
+    sources = Sources(captions=captions, questions=questions, answers=answers, annotations=annotations)
+    corpus = import_texts(sources, out, RegionStore.open(out / "store"), split=split, least=least)
+    typer.echo(_told(corpus, out, split))
 
 
 @app.command()
@@ -117,6 +131,7 @@ def validate(
     captions: Captions = None,
     questions: Questions = None,
     answers: Answers = None,
+    annotations: Annotations = None,
     stored_as: Stored = StoredAs.float32,
 ) -> None:
     """Go through files of Oscar and VinVL, every row, and name each mistake with file, line and key.
@@ -125,7 +140,7 @@ def validate(
     """
     from vlkd.data.oscar import validate as find
 
-    sources = _sources(student, teacher, own, tags, own_tags, captions, questions, answers, stored_as)
+    sources = _sources(student, teacher, own, tags, own_tags, captions, questions, answers, annotations, stored_as)
     fatal = notes = 0
     for finding in find(sources):
         fatal, notes = fatal + finding.fatal, notes + (not finding.fatal)
@@ -146,11 +161,11 @@ def index(files: Annotated[list[Path], typer.Argument(help="TSV files.")]) -> No
 
 def _sources(
     student: Path | None, teacher: Path | None, own: Path | None, tags: Path | None, own_tags: Path | None,
-    captions: Path | None, questions: Path | None, answers: Path | None, stored_as: StoredAs,
+    captions: Path | None, questions: Path | None, answers: Path | None, annotations: Path | None, stored_as: StoredAs,
 ) -> Sources:  # fmt: skip
     from vlkd.data.oscar import Sources
 
-    return Sources(student, teacher, own, tags, own_tags, captions, questions, answers, stored_as.value)
+    return Sources(student, teacher, own, tags, own_tags, captions, questions, answers, annotations, stored_as.value)
 
 
 def _told(corpus, out: Path, split: str) -> str:

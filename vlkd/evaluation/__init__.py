@@ -10,7 +10,7 @@ from vlkd.evaluation.java_metrics import JavaMetrics
 from vlkd.evaluation.model import evaluate_model
 from vlkd.evaluation.search import Hypothesis, beam_search
 from vlkd.evaluation.vqa import soft_accuracy, vqa_scores
-from vlkd.evaluation.vqa_official import AnswerScores, evaluate_answers_file, normalized_answer, soft_targets
+from vlkd.evaluation.vqa_official import AnswerScores, evaluate_answers_file
 
 __all__ = [
     "CONDITIONS",
@@ -30,10 +30,8 @@ __all__ = [
     "examine_captioner",
     "export_model",
     "generate_captions",
-    "normalized_answer",
     "paired_bootstrap",
     "soft_accuracy",
-    "soft_targets",
     "tokenise",
     "vqa_scores",
 ]

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vlkd.data.json_rows import first_few, read_json, rows, rows_under
 from vlkd.errors import VlkdError
 from vlkd.evaluation.captioning import TOKENISATION, CaptionScores, caption_scores, score_tokenised
 from vlkd.evaluation.java_metrics import JavaMetrics
-from vlkd.evaluation.json_rows import first_few, read_json, rows, rows_under
 from vlkd.runs import write_atomically
 
 PTB_TOKENISATION = "COCO's own: Java PTB tokenizer, lower case, punctuation dropped"

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from vlkd.data import Corpus, View, VQASet
+from vlkd.data.vqa_v2 import VQAQuestion
 from vlkd.errors import VlkdError
 from vlkd.evaluation.coco import write_captions
 from vlkd.evaluation.evaluate import CONDITIONS, Exam, examine_answerer, examine_captioner
 from vlkd.evaluation.generation import Role
 from vlkd.evaluation.java_metrics import JavaMetrics
-from vlkd.evaluation.vqa_official import VQAQuestion, write_answers
+from vlkd.evaluation.vqa_official import write_answers
 from vlkd.models import VLForCaptioning, VLForVQA, load_model
 from vlkd.recipes import Recipe
 from vlkd.runs import Run

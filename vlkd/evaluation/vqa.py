@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vlkd.evaluation.vqa_official import normalized_answer
+from vlkd.data.vqa_v2 import normalized_answer
 
 ALL = "all"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from vlkd.evaluation import normalized_answer
+from vlkd.data.vqa_v2 import normalized_answer
 from vlkd.report.attention import attention_figure
 from vlkd.report.curves import TASK_TITLES, loss_curves
 from vlkd.report.page_css import CSS

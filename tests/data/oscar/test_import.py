@@ -95,7 +95,7 @@ def test_an_oscar_yaml_names_the_files(tmp_path: Path) -> None:
         import_oscar(replace(sources, teacher=None), tmp_path / "other")
     with pytest.raises(VlkdError, match="There are no features"):
         import_oscar(Sources(), tmp_path / "other")
-    with pytest.raises(VlkdError, match="--questions needs --answers"):
+    with pytest.raises(VlkdError, match="has numbers for answers: give --answers too"):
         import_oscar(replace(sources, answers=None), tmp_path / "other")
 
 
@@ -158,7 +158,7 @@ def test_labels_that_are_not_those_of_the_answers(tmp_path: Path) -> None:
     assert sources.questions is not None and sources.answers is not None
     rows = json.loads(sources.questions.read_text())
     sources.questions.write_text(json.dumps([rows[0] | {"an": [0, 3]}]))
-    with pytest.raises(VlkdError, match=r"entry 0: labels \[0, 3\].* labels from 0 to 2, are expected"):
+    with pytest.raises(VlkdError, match=r"Labels \[0, 3\] .* in row 0 .* labels from 0 to 2, are expected"):
         import_oscar(sources, tmp_path / "data")
     sources.answers.write_bytes(pickle.dumps({"yes": 0, "no": 2}))
     with pytest.raises(VlkdError, match="must map every answer to its label"):

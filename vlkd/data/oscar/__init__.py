@@ -1,6 +1,7 @@
 """Files of Oscar and VinVL (github.com/microsoft/Oscar): read, checked, and turned into a feature store and corpora."""
 
-from vlkd.data.oscar.importing import import_oscar, import_texts
+from vlkd.data.oscar.corpora import import_texts
+from vlkd.data.oscar.importing import import_oscar
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.oscar.tsv import TsvFile, write_lineidx
 from vlkd.data.oscar.validate import Finding, validate

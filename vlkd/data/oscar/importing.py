@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
 from vlkd.data.corpus import AnswerVocabulary, Corpus
+from vlkd.data.oscar.corpora import check_texts, read_texts, save_texts
 from vlkd.data.oscar.sources import Pictures, Sources
-from vlkd.data.oscar.texts import file_names, read_answers, read_captions, read_questions
 from vlkd.data.store import FeatureType, RegionStore, finish_store, part_name, unfinished_folder, write_part
-from vlkd.data.tables import read_question_table
 from vlkd.errors import VlkdError
 from vlkd.progress import track
 from vlkd.runs import write_atomically
-from vlkd.scenes import Question
 
 PICTURES_A_PART = 512
 _OF = "sources.json"
@@ -86,71 +83,8 @@ def import_oscar(
             write_part(parts / part_name(number), islice(records, len(block)), dtype)
     (parts / _OF).unlink()
     store = finish_store(folder / "store", fingerprint)
-    _save(corpus, answers, folder, split)
+    save_texts(corpus, answers, folder, split)
     return Imported(store, corpus, answers)
-
-
-def import_texts(sources: Sources, folder: Path | str, store: RegionStore, *, split: str) -> Corpus:
-    """Write ``folder/<split>.json``, texts about pictures that ``store`` has.
-
-    Where the store knows none of COCO's image ids, its file names are tried.
-
-    Raises:
-        VlkdError: there are none, a file is broken, or a picture is not in the store.
-    """
-    sources.check_texts()
-    corpus, answers, _ = read_texts(sources, split)
-    if corpus is not None and sources.captions is not None and not set(corpus.keys) & set(store.keys):
-        names = file_names(sources.captions)
-        corpus = replace(corpus, keys=tuple(names.get(key, key) for key in corpus.keys))
-    if corpus is None:
-        raise VlkdError("There are no texts: give --captions, or --questions and --answers, or both.")
-    check_texts(corpus, store.keys, sources)
-    _save(corpus, answers, Path(folder), split)
-    return corpus
-
-
-def _save(corpus: Corpus | None, answers: AnswerVocabulary | None, folder: Path, split: str) -> None:
-    if corpus is not None:
-        corpus.save(folder / f"{split}.json")
-    if answers is not None and not (folder / "answers.json").exists():
-        answers.save(folder / "answers.json")
-
-
-def read_texts(
-    sources: Sources, split: str
-) -> tuple[Corpus | None, AnswerVocabulary | None, dict[str, tuple[str, ...]]]:
-    """The corpus of captions and questions, the answers, and the tags that stand beside questions."""
-    captions = {} if sources.captions is None else read_captions(sources.captions)
-    questions: dict[str, list[Question]] = {}
-    tags: dict[str, tuple[str, ...]] = {}
-    answers = None if sources.answers is None else AnswerVocabulary(read_answers(sources.answers))
-    if sources.questions is not None and answers is None:
-        questions = read_question_table(sources.questions)
-    elif sources.questions is not None and answers is not None:
-        questions, tags = read_questions(sources.questions, list(answers.answers))
-    keys = tuple(dict.fromkeys([*captions, *questions]))
-    if not keys:
-        return None, answers, tags
-    of_captions = tuple(tuple(captions.get(key, ())) for key in keys)
-    of_questions = tuple(tuple(questions.get(key, ())) for key in keys)
-    return Corpus(split, keys, of_captions, of_questions), answers, tags
-
-
-def check_texts(corpus: Corpus, pictures: Iterable[str], sources: Sources) -> None:
-    """Whether every picture that a text is about has features.
-
-    Raises:
-        VlkdError: some have none.
-    """
-    there = set(pictures)
-    missing = [key for key in corpus.keys if key not in there]
-    if missing:
-        texts = " and ".join(f"'{path}'" for path in (sources.captions, sources.questions) if path is not None)
-        raise VlkdError(
-            f"{texts}: no features for {len(missing)} of {len(corpus)} pictures with texts, the first '{missing[0]}': extract "
-            "them, or remove these texts."
-        )
 
 
 def _begin(parts: Path, fingerprint: str, folder: Path) -> None:

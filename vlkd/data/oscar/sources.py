@@ -24,7 +24,7 @@ class Sources:
         student, teacher: two detectors' features of the same boxes; both or neither.
         own: the teacher's features of its own boxes.
         tags, own_tags: the tags of the student's (``own_tags``: of the teacher's) detector. Features that bring their own need none.
-        captions, questions, answers: texts; questions need answers.
+        captions, questions, answers, annotations: texts. Oscar's questions need answers; VQA v2's have annotations.
         stored_as: what base64 features are made of.
 
     Instead of features, ``student`` and ``own`` may be an Oscar YAML that names ``feature``, ``label`` and ``caption``.
@@ -38,6 +38,7 @@ class Sources:
     captions: Path | None = None
     questions: Path | None = None
     answers: Path | None = None
+    annotations: Path | None = None
     stored_as: StoredAs = "float32"
 
     def resolved(self) -> Sources:
@@ -56,21 +57,7 @@ class Sources:
             )
         if found.student is None and found.own is None:
             raise VlkdError("There are no features: give --student and --teacher, or --own, or all three.")
-        found.check_texts()
         return found
-
-    def check_texts(self) -> None:
-        """Whether questions have answers.
-
-        Raises:
-            VlkdError: questions of Oscar's without the answers' labels, or these without questions.
-        """
-        if self.questions is not None and self.questions.suffix == ".csv" and self.answers is None:
-            return
-        if (self.questions is None) != (self.answers is None):
-            raise VlkdError(
-                "--questions needs --answers (trainval_ans2label.pkl, or the same as JSON), and the other way round."
-            )
 
     def files(self) -> list[Path]:
         """Every file, once."""

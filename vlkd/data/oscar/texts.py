@@ -11,18 +11,14 @@ answers            ``trainval_ans2label.pkl`` or the same dict, answer -> label 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+from vlkd.data.json_rows import read_json, rows, rows_under
 from vlkd.data.oscar.plain_pickle import read_plain_pickle
 from vlkd.data.oscar.tsv import TsvFile
 from vlkd.data.tables import picture_key, read_caption_table
 from vlkd.errors import VlkdError
 from vlkd.scenes import Question
-
-_CAPTION = ("image_id", "caption")
-_QUESTION = ("q", "an", "s", "img_id")
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
@@ -44,18 +40,16 @@ def read_captions(path: Path) -> dict[str, list[str]]:
                 )
             captions.setdefault(columns[0].decode(), []).append(columns[2].decode())
         return captions
-    content = _read_json(path)
-    rows = content.get("annotations") if isinstance(content, dict) else content
-    for number, row in enumerate(_list_of_dicts(rows, path, _CAPTION)):
-        if not isinstance(row["caption"], str):
-            raise VlkdError(f"'{path}', entry {number}: the caption is {row['caption']!r}, but text is expected.")
-        captions.setdefault(str(row["image_id"]), []).append(row["caption"])
+    content = read_json(path, "captions")
+    listed = rows_under(content, "annotations", path) if isinstance(content, dict) else rows(content, f"'{path}'")
+    for row in listed:
+        captions.setdefault(str(row.value("image_id", int, str)), []).append(row.value("caption", str))
     return captions
 
 
 def file_names(path: Path) -> dict[str, str]:
     """Image id -> the key of its file, of COCO's annotations; nothing of other files."""
-    content = _read_json(path) if path.suffix == ".json" else None
+    content = read_json(path, "captions") if path.suffix == ".json" else None
     images = content.get("images", ()) if isinstance(content, dict) else ()
     return {str(row["id"]): picture_key(row["file_name"]) for row in images if {"id", "file_name"} <= row.keys()}
 
@@ -66,7 +60,7 @@ def read_answers(path: Path) -> list[str]:
     Raises:
         VlkdError: it is no dict of answer -> label with the labels 0, 1, 2, ….
     """
-    content = read_plain_pickle(path) if path.suffix in (".pkl", ".pickle") else _read_json(path)
+    content = read_plain_pickle(path) if path.suffix in (".pkl", ".pickle") else read_json(path, "answers")
     if not isinstance(content, dict) or sorted(map(str, content.values())) != sorted(map(str, range(len(content)))):
         raise VlkdError(
             f"'{path}' must map every answer to its label, 0 to their number - 1, as trainval_ans2label does."
@@ -82,40 +76,20 @@ def read_questions(path: Path, answers: list[str]) -> tuple[dict[str, list[Quest
     """
     questions: dict[str, list[Question]] = {}
     tags: dict[str, tuple[str, ...]] = {}
-    for number, row in enumerate(_list_of_dicts(_read_json(path), path, _QUESTION)):
-        labels, scores = row["an"] or [], row["s"] or []
+    for row in rows(read_json(path, "questions"), f"'{path}'"):
+        labels, scores = row.value("an", list, type(None)) or [], row.value("s", list, type(None)) or []
         wrong = [label for label in labels if not (isinstance(label, int) and 0 <= label < len(answers))]
         if len(labels) != len(scores) or wrong:
             raise VlkdError(
-                f"'{path}', entry {number}: labels {labels} with scores {scores}, but as many scores as labels, and labels "
+                f"Labels {labels} with scores {scores} in {row.place}, but as many scores as labels, and labels "
                 f"from 0 to {len(answers) - 1}, are expected: do the answers belong to these questions?"
             )
         soft = tuple((answers[label], float(score)) for label, score in zip(labels, scores, strict=True))
         best = max(soft, key=lambda one: one[1], default=("", 0.0))[0]
-        key = str(row["img_id"])
-        questions.setdefault(key, []).append(
-            Question(str(row.get("type", "question")), row["q"], best, soft, row.get("q_id"))
-        )
-        words = row.get("o")
+        key, content = str(row.value("img_id", int, str)), row.values
+        asked = Question(str(content.get("type", "question")), row.value("q", str), best, soft, content.get("q_id"))
+        questions.setdefault(key, []).append(asked)
+        words = content.get("o")
         if isinstance(words, str) and words.strip():
             tags[key] = tuple(word.strip() for word in words.split(";" if ";" in words else None))
     return questions, tags
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise VlkdError(f"There is no file '{path}': check its name.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise VlkdError(f"'{path}' is no JSON ({error}).") from None
-
-
-def _list_of_dicts(content: Any, path: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    if not isinstance(content, list):
-        raise VlkdError(f"'{path}' must be a JSON list of entries with {', '.join(names)}.")
-    for number, row in enumerate(content):
-        missing = [name for name in names if not (isinstance(row, dict) and name in row)]
-        if missing:
-            raise VlkdError(f"'{path}', entry {number}: '{missing[0]}' is missing; {', '.join(names)} are expected.")
-    return content

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlkd.data.oscar.corpora import read_texts
 from vlkd.data.oscar.features import FeatureFile, open_features
-from vlkd.data.oscar.importing import read_texts
 from vlkd.data.oscar.sources import Sources, differing_box, lacking
 from vlkd.data.oscar.tags import TagFile
 from vlkd.data.oscar.tsv import TsvFile
