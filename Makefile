@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RUN    ?= runs/demo
 
-.PHONY: demo test install lint bench bench-gpu clean
+.PHONY: demo test install lint bench bench-step bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo 'make test      install and run the test suite'
 	@echo 'make install   only make $(VENV) and install'
 	@echo 'make bench     each op against eager and torch.compile, then the table of figures'
+	@echo 'make bench-step the whole distillation step: our losses, eager ones, none'
 	@echo 'make bench-gpu builds, tests and measures everything that needs a GPU, in eight minutes'
 	@echo 'make lint      ruff and pyright'
 	@echo 'make clean     remove build outputs and the environment'
@@ -41,6 +42,9 @@ bench: $(STAMP)
 	mkdir -p benchmarks/results
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmarks/results/latest.json
 	$(BIN)/python -m benchmarks.table benchmarks/results/latest.json
+
+bench-step: $(STAMP)
+	$(BIN)/python -m benchmarks.distillation_step
 
 # With the environment that is active where there is no $(VENV): a machine with a GPU may have no network to install from.
 bench-gpu:

@@ -1,0 +1,211 @@
+"""Measures the whole distillation step: forward passes, losses, backward, AdamW, queue; with our losses, eager ones, and none.
+
+python -m benchmarks.distillation_step                  small shapes on a CPU (2 minutes), the paper's on a GPU
+python -m benchmarks.distillation_step --paper          also the paper's 64 x 120 tokens on a CPU, our step alone
+
+Every contender does the same step on the same batch, which is checked in float32 before anything is timed. Rounds are interleaved, so
+that whatever disturbs disturbs all of them. The parts of a step are timed in rounds of their own, on a GPU with a wait after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.distillation_contenders import PARTS, Case, Step, contenders
+from benchmarks.distillation_table import BASE, RESULTS, table
+from benchmarks.steps import peak_memory
+from vlkd.runs import versions
+from vlkd.training.budget import budget
+
+ROOT = Path(__file__).resolve().parent.parent
+ENOUGH = 25.0  # seconds of rounds a case
+ROUNDS = (5, 40)
+WARM_UP = 2
+SMALL = (
+    "teacher={layers: 4, width: 256, heads: 4, ffn: 1024}",
+    "student={layers: 4, width: 128, heads: 4, ffn: 512}",
+    "text.vocabulary=2000",
+)
+LONG = ("text.caption=380", "text.tags=82")  # with 50 regions 512 tokens
+ON_CPU = (Case(8, overrides=SMALL), Case(2, overrides=(*SMALL, *LONG)))
+ON_GPU = tuple(Case(batch, torch.bfloat16, every_layer=every) for batch in (64, 256) for every in (False, True))
+PAPER_ON_CPU = Case(64, contenders=("vlkd",))
+
+
+class Clock:
+    """Seconds of each named part of a step."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        wait(self._device)
+        begin = time.perf_counter()
+        yield
+        wait(self._device)
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begin
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def same_step(steps: dict[str, Step]) -> None:
+    """Every term that two contenders have is the same number in float32, within 1e-3 of it."""
+    first, *others = [_terms(step) for step in steps.values()]
+    for other in others:
+        for name in first.keys() & other.keys():
+            assert abs(first[name] - other[name]) <= 1e-3 * abs(first[name]), f"{name}: {first[name]} and {other[name]}"
+
+
+@torch.no_grad()
+def _terms(step: Step) -> dict[str, float]:
+    dtype, step.dtype = step.dtype, torch.float32
+    means, _ = step.forward()
+    step.dtype = dtype
+    return {name: mean.item() for name, mean in means.items()}
+
+
+def measure(case: Case, device: str, enough: float, least: int = ROUNDS[0]) -> list[dict[str, Any]]:
+    """A row for every contender of a case."""
+    steps = contenders(case, device)
+    same_step(steps)
+    for _ in range(WARM_UP):
+        warm = [_seconds(step, device) for step in steps.values()]
+    rounds = min(ROUNDS[1], max(least, round(enough / sum(warm))))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds):
+        for name in _turned(tuple(steps), number):
+            times[name].append(_seconds(steps[name], device))
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    for number in range(max(1, rounds // 2)):
+        for name in _turned(tuple(steps), number):
+            clock = Clock(device)
+            steps[name](clock)
+            parts[name].append(clock.seconds)
+    return [
+        {
+            "case": _described(case),
+            "contender": name,
+            "seconds": _summary(times[name]) | {"rounds": rounds},
+            "ratio": _summary([a / b for a, b in zip(times[name], times[BASE], strict=True)])
+            if BASE in times
+            else None,
+            "parts": {part: statistics.median(row.get(part, 0.0) for row in parts[name]) for part in PARTS},
+            "peak_memory": peak_memory(step, device),
+            "held": step.held(),
+            "estimate": _estimate(case) if name == "vlkd" else None,
+        }
+        for name, step in steps.items()
+    ]
+
+
+def _turned(names: tuple[str, ...], by: int) -> tuple[str, ...]:
+    by %= len(names)
+    return names[by:] + names[:by]
+
+
+def _seconds(step: Step, device: str) -> float:
+    wait(device)
+    begin = time.perf_counter()
+    step()
+    wait(device)
+    return time.perf_counter() - begin
+
+
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return dict(zip(("min", "q1", "median", "q3", "max"), (min(values), *quartiles, max(values)), strict=True))
+
+
+def _described(case: Case) -> dict[str, Any]:
+    recipe = case.recipe()
+    text = recipe.text
+    return {
+        **{role: [getattr(recipe, role).layers, getattr(recipe, role).width] for role in ("teacher", "student")},
+        "heads": recipe.student.heads,
+        "tokens": text.caption + text.tags + recipe.detectors.max_regions,
+        "batch": case.batch,
+        "vocabulary": text.vocabulary,
+        "queue": recipe.distillation.queue_size,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "every_layer": case.every_layer,
+    }
+
+
+def _estimate(case: Case) -> int:
+    """Bytes that `vlkd.training.budget` tells beforehand."""
+    return next(stage.memory for stage in budget(case.recipe()).stages if stage.name == "student")
+
+
+def conditions() -> dict[str, Any]:
+    """What a reader needs to repeat the measurement."""
+    gpu = torch.cuda.is_available()
+    return {
+        "datetime": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine_info": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if gpu else None,
+            "cuda": torch.version.cuda if gpu else None,
+            "versions": versions(),
+        },
+        "commit_info": {"id": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.distillation_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "latest.json", help="the JSON that is written")
+    parser.add_argument("--paper", action="store_true", help="on a CPU, also one step of the paper's size")
+    options = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if cases is None:
+        cases = ON_GPU if device == "cuda" else ON_CPU
+    run = {**conditions(), "steps": [row for case in cases for row in measure(case, device, ENOUGH)]}
+    if options.paper and device == "cpu":
+        rows = measure(PAPER_ON_CPU, device, ENOUGH, least=3)
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+        run["steps"] += [row | {"peak_rss": most} for row in rows]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(run, indent=1) + "\n")
+    print(table([options.out]), end="")
+
+
+if __name__ == "__main__":
+    main()
