@@ -11,6 +11,7 @@ from oscar_files import write_all
 from typer.testing import CliRunner
 
 from vlkd.cli import app
+from vlkd.recipes import load_recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
 STAGES = ("teacher", "adapt", "student", "teacher_captioning", "teacher_vqa", "student_captioning", "student_vqa")
@@ -27,9 +28,31 @@ schedules:
 
 def commands(guide: Path) -> list[list[str]]:
     """Every line of its blocks that begins with `vlkd`, in order."""
-    blocks = re.findall(r"^```\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = "\n".join(block for language, block in blocks if not language).replace("\\\n", " ").splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith("vlkd ")]
+
+
+def run(steps: list[list[str]]) -> None:
+    for step in steps:
+        result = CliRunner().invoke(app, step, catch_exceptions=False)
+        assert result.exit_code == 0, (step, result.output)
+    assert Path("student/model.safetensors").is_file() and Path("runs/evaluation/captions.json").is_file()
+
+
+def test_from_a_folder_of_pictures_to_an_exported_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+    steps = commands(DOCS / "own-pictures.md")
+    assert len(steps) == 11
+    steps[0][steps[0].index("200")] = "6"
+    run(steps)
+
+
+def test_the_guides_recipe_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "own-pictures.md").read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "recipe.yaml").write_text(block)
+    assert load_recipe(str(tmp_path / "recipe.yaml")).student.width == 64
 
 
 def test_from_oscar_files_to_an_exported_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +61,4 @@ def test_from_oscar_files_to_an_exported_student(tmp_path: Path, monkeypatch: py
     Path("recipe.yaml").write_text(RECIPE)
     steps = commands(DOCS / "oscar-files.md")
     assert len(steps) == 10
-    for step in steps:
-        result = CliRunner().invoke(app, step, catch_exceptions=False)
-        assert result.exit_code == 0, (step, result.output)
-    assert Path("student/model.safetensors").is_file() and Path("runs/evaluation/captions.json").is_file()
+    run(steps)

@@ -129,12 +129,23 @@ def render(
     seed: Annotated[int, typer.Option(min=0, help="Which world. The demo trains on seed 0.")] = 1,
     split: Annotated[Split, typer.Option(help="Which part of that world.")] = Split.test,
     size: Annotated[int, typer.Option(min=64, max=512, help="Side of a picture in pixels.")] = 192,
+    captions: Annotated[Path | None, typer.Option(help="A CSV that gets the pictures' captions.")] = None,
 ) -> None:
-    """Draw pictures of the rendered world, for trying `vlkd caption` and `vlkd answer`."""
-    from vlkd.scenes import save_pictures
+    """Draw pictures of the rendered world, for trying `vlkd caption`, `vlkd answer` and `vlkd regions`."""
+    import csv
 
-    for path in save_pictures(folder, seed, split.value, range(count), size):
+    from vlkd.scenes import make_picture, save_pictures
+
+    paths = list(save_pictures(folder, seed, split.value, range(count), size))
+    for path in paths:
         typer.echo(path)
+    if captions is not None:
+        with captions.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["picture", "caption"])
+            for index, path in enumerate(paths):
+                texts = make_picture(seed, split.value, index, size=size).captions
+                rows.writerows([path.name, text] for text in texts)
 
 
 def _command_line() -> str:
