@@ -27,6 +27,18 @@ def test_a_row_holds_raw_weighted_and_share_of_every_term() -> None:
     assert row["share/language"] == pytest.approx(0.75) and row["share/hidden"] == pytest.approx(0.25)
 
 
+def test_gradients_that_float16_would_lose_are_measured_through_the_scale() -> None:
+    norms = []
+    for scale in (1.0, 2.0**16):
+        ledger = Ledger({"language": 1.0})
+        hidden = torch.zeros(4, requires_grad=True)
+        ledger.record(torch.ones(1))
+        ledger.measure((hidden.half() * 1e-3)[:1].float() * 1e-6, hidden, scale)  # 1e-9 is 0 in float16
+        ledger.close_step()
+        norms.append(ledger.row()["gradient/language"])
+    assert norms == [0.0, pytest.approx(1e-9, rel=1e-3)]
+
+
 def test_micro_batches_add_up_and_steps_are_averaged() -> None:
     ledger = Ledger({"language": 1.0})
     hidden = torch.zeros(4, requires_grad=True)

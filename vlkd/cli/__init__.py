@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vlkd.cli import data, demo, recipes, score, stages
+from vlkd.cli import data, demo, recipes, regions, score, stages
 from vlkd.errors import VlkdError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 for _panel, _commands in {
     "The rendered world": (demo.demo, demo.render, demo.caption, demo.answer),
     "Your own data": (
+        regions.regions,
         stages.checkpoint,
         stages.pretrain,
         stages.adapt,

@@ -104,7 +104,7 @@ def import_(
 
 @app.command()
 def texts(
-    out: Annotated[Path, typer.Argument(help="A folder that `vlkd data import` filled.")],
+    out: Annotated[Path, typer.Argument(help="A folder that `vlkd data import` or `vlkd regions` filled.")],
     split: Annotated[str, typer.Option(help="What the texts are for: train, validation, test, …")],
     captions: Captions = None,
     questions: Questions = None,

@@ -36,7 +36,7 @@ class Weights(str, Enum):
 
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (`vlkd recipe list`) or the path of a YAML file.")]
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings to change, as key=value.")]
-Data = Annotated[Path, typer.Option(help="Folder of `vlkd data import`.")]
+Data = Annotated[Path, typer.Option(help="Folder that `vlkd data import` or `vlkd regions` filled.")]
 Out = Annotated[Path, typer.Option(help="Run folder. The same command resumes it; other settings are refused.")]
 Start = Annotated[Path | None, typer.Option(help="Folder of the model to start from (…/model of another run).")]
 Taught = Annotated[Path | None, typer.Option("--teacher", help="Folder of the model to distil from.")]

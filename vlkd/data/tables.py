@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from vlkd.errors import VlkdError
+from vlkd.regions.picture_folder import SUFFIXES
 from vlkd.scenes import Question
 
 PICTURE = ("picture", "image", "file", "filename", "file_name", "image_id", "key")
 CAPTION = ("caption", "text", "description")
 QUESTION = ("question",)
 ANSWER = ("answer",)
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
 def read_caption_table(path: Path) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ def attention_transfer(
     attention_mask: Tensor,
     query_mask: Tensor,
     distance: Literal["mse", "kl"] = "mse",
+    backend: str | None = None,
 ) -> Term:
     """Distance between the two attention distributions, before dropout, counted by (head, query).
 
@@ -27,6 +28,7 @@ def attention_transfer(
         student, teacher: (query, key, scale) of one layer each: query and key [B, H, L, D], the teacher's D may differ.
         attention_mask: [B, L, L] or [B, 1, L] bool, True = may attend.
         query_mask: [B, L] bool, the queries that count.
+        backend: that computes it, see :func:`vlkd_kernels.explain_backend`; None picks.
     """
     query_s, key_s, scale_s = student
     query_t, key_t, scale_t = teacher
@@ -41,6 +43,7 @@ def attention_transfer(
         query_mask=query_mask,
         distance=distance,
         reduction="sum",
+        backend=backend,
         return_count=True,
     )
     return Term(total, count)

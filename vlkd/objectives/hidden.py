@@ -19,6 +19,7 @@ def hidden_nce(
     picture_ids: Tensor,
     temperature: float = 0.07,
     in_batch: bool = False,
+    backend: str | None = None,
 ) -> Term:
     """Token-wise noise-contrastive loss, counted by token.
 
@@ -33,6 +34,7 @@ def hidden_nce(
         picture_ids: [B] int64.
         temperature: the paper's τ.
         in_batch: the other counted tokens of the batch are negatives too.
+        backend: that computes it, see :func:`vlkd_kernels.explain_backend`; None picks.
     """
     token_ids = picture_ids.unsqueeze(1).expand(token_mask.shape)  # [B, L]
     answer = token_nce(
@@ -44,6 +46,7 @@ def hidden_nce(
         token_ids=token_ids,
         in_batch=in_batch,
         reduction="sum",
+        backend=backend,
         return_count=True,
     )
     return Term(*cast(tuple[Tensor, Tensor], answer))

@@ -46,18 +46,19 @@ class Ledger:
         raw = raw.detach().double()
         self._raw = raw if self._raw is None else self._raw + raw
 
-    def measure(self, weighted: Tensor, hidden: Tensor) -> None:
+    def measure(self, weighted: Tensor, hidden: Tensor, scale: float = 1.0) -> None:
         """Add a micro-batch's squared gradient norms.
 
         Args:
             weighted: [terms], the weighted terms with their graph.
             hidden: the input of the student's last layer, [B, L, D].
+            scale: the factor that keeps gradients in float16's range on their way; the norms are without it.
         """
         squares = []
-        for term in weighted.unbind():
+        for term in (weighted * scale).unbind():
             (gradient,) = torch.autograd.grad(term, hidden, retain_graph=True, allow_unused=True)
             squares.append(hidden.new_zeros(()).double() if gradient is None else gradient.double().square().sum())
-        total = torch.stack(squares)
+        total = torch.stack(squares) / scale**2
         self._squares = total if self._squares is None else self._squares + total
 
     def close_step(self) -> None:

@@ -34,7 +34,7 @@ def run_method(recipe: Recipe, folder: Path, command: str = "vlkd demo", jobs: i
     Raises:
         VlkdError: ``folder`` holds a run of other settings, or something that is no run.
     """
-    run = Run.begin(folder, recipe.model_dump())
+    run = Run.begin(folder, recipe.settings())
     prepared = prepare(recipe, folder)
     plan = plan_method(recipe, folder)
     rows = candidates(plan.models)

@@ -11,6 +11,7 @@ from vlkd.recipes.schema import (
     Schedule,
     Schedules,
     Text,
+    Training,
     World,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "Schedule",
     "Schedules",
     "Text",
+    "Training",
     "World",
     "load_recipe",
     "recipe_names",

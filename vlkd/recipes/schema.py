@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -129,6 +129,28 @@ class Schedules(_Section):
     student_vqa: Schedule = Schedule(steps=200, lr=5e-5)
 
 
+class Training(_Section):
+    """How every stage is trained, beside its schedule. Precision and compilation change the numbers, the rest does not."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of autocast's products; weights and sums stay fp32; fp16 needs a GPU"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute the trained model's activations in the backward: less memory, more time"
+    )
+    compile: bool = Field(default=False, description="torch.compile of the layers of the trained model and its teacher")
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=("tensorboard",), description="where metrics go beside metrics.jsonl; tensorboard where it is installed"
+    )
+    check_steps: int = Field(
+        default=0, ge=0, description="first steps whose fused losses and gradients are compared with their reference"
+    )
+
+    def numerics(self) -> dict[str, Any]:
+        """The settings that the trained bits depend on and that are not their default."""
+        return self.model_dump(include={"precision", "compile"}, exclude_defaults=True)
+
+
 class Evaluation(_Section):
     beam: int = Field(default=3, ge=1, description="beam width of captioning; 1 is greedy (the paper: 5)")
     max_tokens: int = Field(default=20, ge=1, description="longest generated caption (Oscar: 20)")
@@ -147,7 +169,13 @@ class Recipe(_Section):
     student: Encoder = Encoder(layers=3, width=64, heads=4, ffn=256)
     distillation: Distillation = Distillation()
     schedules: Schedules = Schedules()
+    training: Training = Training()
     evaluation: Evaluation = Evaluation()
+
+    def settings(self) -> dict[str, Any]:
+        """All that the results depend on: of ``training``, what :meth:`Training.numerics` gives."""
+        numerics = self.training.numerics()
+        return self.model_dump(exclude={"training"}) | ({"training": numerics} if numerics else {})
 
     @model_validator(mode="after")
     def _captions_fit(self) -> Recipe:

@@ -90,7 +90,7 @@ class FasterRCNNWithAttributes(FasterRCNN):
         degenerate gets a box around the whole picture.
         """
         proposals, _ = self.rpn(ImageList(maps.padded, maps.resized), maps.levels)
-        whole = [_whole(size, maps.padded) for size in maps.resized]
+        whole = [whole_picture(size, maps.padded) for size in maps.resized]
         proposals = [torch.cat([boxes, box]) for boxes, box in zip(proposals, whole, strict=True)]
         head = self.roi_heads
         logits, offsets = head.box_predictor(self._box_features(maps, proposals))
@@ -99,7 +99,7 @@ class FasterRCNNWithAttributes(FasterRCNN):
         decoded = decoded[torch.arange(len(classes), device=classes.device), classes + 1]  # [N, 4]
         counts = [len(boxes) for boxes in proposals]
         return [
-            _select(*one, limit=limit, threshold=threshold)
+            select(*one, limit=limit, threshold=threshold)
             for one in zip(
                 decoded.split(counts),
                 scores.split(counts),
@@ -264,7 +264,7 @@ def _shufflenet() -> BackboneWithFPN:
     return BackboneWithFPN(trunk, levels, [24, 48, 96], out_channels=64, norm_layer=nn.BatchNorm2d)
 
 
-def _select(
+def select(
     boxes: Tensor,
     scores: Tensor,
     classes: Tensor,
@@ -286,6 +286,6 @@ def _select(
     return Detections(resize_boxes(boxes[kept], list(resized), list(original)), classes[kept], scores[kept])
 
 
-def _whole(size: tuple[int, int], like: Tensor) -> Tensor:
+def whole_picture(size: tuple[int, int], like: Tensor) -> Tensor:
     """[1, 4]: a box around the whole picture."""
     return like.new_tensor([[0.0, 0.0, size[1], size[0]]])

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from vlkd.errors import VlkdError
-from vlkd.recipes import Schedule
+from vlkd.recipes import Schedule, Training
 
 
 def process_state() -> PartialState:
@@ -17,12 +17,15 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def training_arguments(checkpoints: Path, schedule: Schedule, seed: int, ranks: int = 1) -> TrainingArguments:
+def training_arguments(
+    checkpoints: Path, schedule: Schedule, seed: int, ranks: int = 1, training: Training | None = None
+) -> TrainingArguments:
     """AdamW with linear decay for ``schedule.steps`` steps of ``schedule.batch`` samples over all ranks.
 
     Raises:
         VlkdError: the batch cannot be split evenly.
     """
+    training = training or Training()
     shares = schedule.accumulation * ranks
     if schedule.batch % shares:
         raise VlkdError(
@@ -39,6 +42,8 @@ def training_arguments(checkpoints: Path, schedule: Schedule, seed: int, ranks: 
         warmup_steps=round(schedule.warmup * schedule.steps),
         weight_decay=schedule.weight_decay,
         max_grad_norm=schedule.clip,
+        bf16=training.precision == "bf16",
+        fp16=training.precision == "fp16",
         seed=seed,
         use_cpu=not torch.accelerator.is_available(),
         save_strategy="steps",

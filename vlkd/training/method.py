@@ -20,6 +20,9 @@ from vlkd.recipes import Distillation
 from vlkd.training.trained import Forward
 from vlkd_kernels import RingQueue
 
+#: The terms that a fused operator computes.
+FUSED = ("attention", "hidden")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -44,6 +47,10 @@ class Method:
         """Every term of the loss, in the order of ``weights``."""
         return {name: getattr(self, f"_{name}")(student, teacher, batch) for name in self.weights}
 
+    def reference(self, name: str, student: Forward, teacher: Forward, batch: Mapping[str, Tensor]) -> Term:
+        """A term of :data:`FUSED` once more, by its reference in plain PyTorch."""
+        return getattr(self, f"_{name}")(student, teacher, batch, backend="reference")
+
     # One method a term, named like it; the terms that need a teacher take part only where there is one.
 
     def _language(self, student: Forward, teacher: Forward | None, batch: Mapping[str, Tensor]) -> Term:
@@ -57,16 +64,21 @@ class Method:
     def _answers(self, student: Forward, teacher: Forward | None, batch: Mapping[str, Tensor]) -> Term:
         return answer_classification(student.logits, batch["answers"])
 
-    def _attention(self, student: Forward, teacher: Forward, batch: Mapping[str, Tensor]) -> Term:
+    def _attention(
+        self, student: Forward, teacher: Forward, batch: Mapping[str, Tensor], backend: str | None = None
+    ) -> Term:
         return attention_transfer(
             student.attention,
             teacher.attention,
             attention_mask=batch["attention_mask"],
             query_mask=batch["distill_mask"],
             distance=self.distillation.distance,
+            backend=backend,
         )
 
-    def _hidden(self, student: Forward, teacher: Forward, batch: Mapping[str, Tensor]) -> Term:
+    def _hidden(
+        self, student: Forward, teacher: Forward, batch: Mapping[str, Tensor], backend: str | None = None
+    ) -> Term:
         assert self.queue is not None
         return hidden_nce(
             student.projected,
@@ -76,6 +88,7 @@ class Method:
             picture_ids=batch["picture_ids"],
             temperature=self.distillation.temperature,
             in_batch=self.distillation.in_batch,
+            backend=backend,
         )
 
     def _classes(self, student: Forward, teacher: Forward, batch: Mapping[str, Tensor]) -> Term:

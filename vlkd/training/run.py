@@ -7,12 +7,11 @@ import os
 import shutil
 import time
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from vlkd.errors import VlkdError
@@ -21,12 +20,14 @@ from vlkd.recipes import Recipe
 from vlkd.runs import Run
 from vlkd.training.arguments import process_state, training_arguments
 from vlkd.training.callbacks import MetricsFile, ProgressBar
-from vlkd.training.checkpoints import latest_checkpoint, step_of
+from vlkd.training.checkpoints import latest_checkpoint
 from vlkd.training.inputs import StageData, StageInputs
 from vlkd.training.method import Method
+from vlkd.training.options import checkpoint_activations, compile_layers, require_options
 from vlkd.training.stages import Stage
 from vlkd.training.stream import SampleStream
 from vlkd.training.teaching import Teacher
+from vlkd.training.trackers import tracker_callbacks
 from vlkd.training.trained import Trained
 from vlkd.training.trainer import MethodTrainer
 from vlkd_kernels import RingQueue
@@ -52,8 +53,10 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
     the same bits; a finished one is left as it is.
 
     Raises:
-        VlkdError: the folder holds another run, or the models do not fit each other or the data.
+        VlkdError: the folder holds another run, the models do not fit each other or the data, or this machine lacks what
+            ``recipe.training`` asks for.
     """
+    require_options(recipe.training)
     folder = Path(folder)
     state = process_state()
     with state.main_process_first():
@@ -63,8 +66,9 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
     began = time.monotonic()
     trainer = build_trainer(folder, recipe, stage, inputs, seed)
-    for callback in _tensorboard(folder, checkpoint):
-        trainer.add_callback(callback)
+    if state.is_main_process:
+        for callback in tracker_callbacks(recipe.training.trackers, folder, checkpoint):
+            trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if state.is_main_process:
         model = trainer.trained.model
@@ -82,6 +86,8 @@ def stage_settings(recipe: Recipe, stage: Stage, seed: int) -> dict[str, Any]:
     settings["encoder"] = stage.encoder(recipe).model_dump()
     settings["text"] = recipe.text.model_dump()
     settings["schedule"] = stage.schedule.model_dump()
+    if numerics := recipe.training.numerics():
+        settings["training"] = numerics
     if stage.start:
         settings["start_weights"] = _weights_hash(stage.start)
     if stage.teacher:
@@ -94,10 +100,17 @@ def build_trainer(folder: Path, recipe: Recipe, stage: Stage, inputs: StageInput
     """The trainer of a stage, models built and nothing trained yet."""
     set_seed(seed)
     state = process_state()
-    arguments = training_arguments(folder / CHECKPOINTS, stage.schedule, seed, state.num_processes)
+    training = recipe.training
+    arguments = training_arguments(folder / CHECKPOINTS, stage.schedule, seed, state.num_processes, training)
+    arguments.run_name = stage.name
     model = _build_model(recipe, stage, inputs)
+    if training.gradient_checkpointing:
+        checkpoint_activations(model)
     weights = stage.weights(recipe.distillation)
     teacher = _load_teacher(stage, model, arguments.device, weights)
+    if training.compile:
+        for compiled in (model, *((teacher.model,) if teacher else ())):
+            compile_layers(compiled)
     teacher_width = teacher.model.config.hidden_size if teacher and "hidden" in weights else None
     queue = None if teacher_width is None else RingQueue(teacher_width, recipe.distillation.queue_size)
     return MethodTrainer(
@@ -108,6 +121,7 @@ def build_trainer(folder: Path, recipe: Recipe, stage: Stage, inputs: StageInput
         collator=inputs.collate,
         teacher=teacher,
         queue_tokens=recipe.distillation.queue_tokens,
+        check_steps=training.check_steps,
         callbacks=[MetricsFile(folder / METRICS), ProgressBar(stage.name)],
     )
 
@@ -117,6 +131,7 @@ def _build_model(recipe: Recipe, stage: Stage, inputs: StageInputs) -> PreTraine
     settings = {} if answers is None else {"num_answers": len(answers.words), "answer_mask_id": answers.mask_id}
     if stage.start is not None:
         model = start_from(model_class, stage.start, **settings)
+        _check_fits(model, stage, inputs)
     else:
         region_dim = inputs.region_dims[stage.role]
         encoder = stage.encoder(recipe)
@@ -124,6 +139,21 @@ def _build_model(recipe: Recipe, stage: Stage, inputs: StageInputs) -> PreTraine
     if isinstance(model, VLForVQA) and answers is not None:
         model.start_answers(answers.log_odds, answers.words)
     return model
+
+
+def _check_fits(model: PreTrainedModel, stage: Stage, inputs: StageInputs) -> None:
+    """Whether a model that was trained on other data, perhaps, reads these."""
+    region_dim = inputs.region_dims[stage.role]
+    if model.config.vocab_size != inputs.vocab_size:
+        raise VlkdError(
+            f"The model in '{stage.start}' has a vocabulary of {model.config.vocab_size} tokens, but the data's tokenizer has "
+            f"{inputs.vocab_size}: give it data with the tokenizer that it was trained with."
+        )
+    if model.config.region_dim != region_dim:
+        raise VlkdError(
+            f"The model in '{stage.start}' reads regions of {model.config.region_dim} numbers, but the data have {region_dim} for the "
+            f"{stage.role}: give it features of the detector that it was trained on."
+        )
 
 
 def _load_teacher(
@@ -139,17 +169,6 @@ def _load_teacher(
             "attention maps are compared head by head, so give both as many, or set distillation.alpha to 0."
         )
     return Teacher(model, device, with_logits="classes" in weights)
-
-
-def _tensorboard(folder: Path, checkpoint: Path | None) -> list[TrainerCallback]:
-    """TensorBoard's events, if TensorBoard is installed; those after the checkpoint are not shown any more."""
-    if find_spec("tensorboard") is None or not process_state().is_main_process:
-        return []
-    from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations.integration_utils import TensorBoardCallback
-
-    purge_step = step_of(checkpoint) + 1 if checkpoint else None
-    return [TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step))]
 
 
 def _save_whole(model: PreTrainedModel, folder: Path) -> None:

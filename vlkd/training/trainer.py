@@ -17,6 +17,7 @@ from vlkd.training.callbacks import LogSchedule, is_logged
 from vlkd.training.checkpoints import PARTIAL, discard_partial, publish, with_prefix, without_prefix
 from vlkd.training.feed import QueueFeed
 from vlkd.training.method import Method
+from vlkd.training.parity import ParityGuard
 from vlkd.training.stream import SampleStream
 from vlkd.training.teaching import Teacher
 from vlkd.training.trained import Trained
@@ -37,6 +38,7 @@ class MethodTrainer(Trainer):
         trained: what the optimizer trains.
         teacher: frozen, None without distillation.
         stream: all samples in the order of use.
+        check_steps: first optimizer steps that a :class:`ParityGuard` watches.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class MethodTrainer(Trainer):
         collator: Any,
         teacher: Teacher | None = None,
         queue_tokens: int = 0,
+        check_steps: int = 0,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         callbacks = [LogSchedule(), *(callbacks or [])]
@@ -63,6 +66,7 @@ class MethodTrainer(Trainer):
         self.teacher = teacher
         self.ledger = Ledger(method.weights)
         self._weights = torch.tensor(list(method.weights.values()), device=arguments.device)  # [terms]
+        self._guard = ParityGuard(method, check_steps)
         self._feed = self._make_feed(method.queue, queue_tokens) if method.queue is not None else None
         self._row_began: tuple[float, int] | None = None  # seconds and step at which the next row of metrics begins
         self._memory: dict[str, Tensor] | None = None  # what a checkpoint adds to the model, while one is being saved
@@ -75,11 +79,13 @@ class MethodTrainer(Trainer):
             student = model(batch)
             teacher = self.teacher(batch) if self.teacher else None
             terms = self.method.terms(student, teacher, batch)
+            self._guard.check(self.state.global_step + 1, student, teacher, batch, terms)
         means = torch.stack([term.sum for term in terms.values()]) / num_items_in_batch  # [terms]
         weighted = self._weights * means
         self.ledger.record(means)
         if is_logged(self.state.global_step + 1, int(self.args.logging_steps), self.state.max_steps):
-            self.ledger.measure(weighted, self.trained.layer_input)
+            scaler = self.accelerator.scaler  # of float16
+            self.ledger.measure(weighted, self.trained.layer_input, scaler.get_scale() if scaler else 1.0)
 
         loss = weighted.sum()
         # DistributedDataParallel averages gradients over ranks; ours are shares of a sum over all of them.
@@ -106,7 +112,7 @@ class MethodTrainer(Trainer):
         if "learning_rate" not in logs or self._row_began is None:
             return
         row = self.ledger.row(self._reduce)
-        row |= {"lr": logs["learning_rate"], "grad_norm": logs["grad_norm"]}
+        row |= {"lr": logs["learning_rate"], "grad_norm": logs["grad_norm"], **self._guard.row(self.state.global_step)}
         began, step = self._row_began
         now = time.perf_counter()
         self._row_began = (now, self.state.global_step)
