@@ -39,13 +39,9 @@ def regions(
     ],
     student: Annotated[
         str,
-        typer.Option(
-            help="The student's detector: any fasterrcnn_… or maskrcnn_… of torchvision, "
-            "`fasterrcnn_efficientnet_b0_fpn`, `fasterrcnn_resnet101_fpn` (these two with weights of your own), or "
-            "`demo-student`, `demo-teacher` (which know the rendered world only)."
-        ),
+        typer.Option(help="The student's detector, by name (above)."),
     ],
-    teacher: Annotated[str, typer.Option(help="The teacher's detector, of the same names.")],
+    teacher: Annotated[str, typer.Option(help="The teacher's detector, by name.")],
     out: Annotated[Path, typer.Option(help="Folder that gets store/ and, if pictures cannot be read, broken.txt.")],
     student_weights: Annotated[str | None, typer.Option(help=_WEIGHTS, metavar="FILE|random")] = None,
     teacher_weights: Annotated[
@@ -80,6 +76,10 @@ def regions(
     regions, and the class names as tags. A feature is the output of the detector's box head, followed by six numbers of
     its box's geometry. Then add texts with `vlkd data texts OUT --split train --captions …`, and train with
     `vlkd pretrain … --data OUT`.
+
+    Detectors: torchvision's fasterrcnn_… and maskrcnn_…; fasterrcnn_efficientnet_b0_fpn (light) and
+    fasterrcnn_resnet101_fpn (deep), with weights of your own; demo-student and demo-teacher, which know the rendered
+    world only.
 
     Stopped at any moment, the same command goes on. Several processes share the pictures: `torchrun --nproc-per-node 8
     -m vlkd.cli regions …`, or `accelerate launch -m vlkd.cli regions …`.
