@@ -97,6 +97,17 @@ def test_a_finished_evaluation_is_read_again(folder: Path) -> None:
         evaluate(folder, "vqa", "--controls")
 
 
+def test_a_stage_may_have_a_dropout_of_its_own(folder: Path, tmp_path: Path) -> None:
+    start = folder / "distilled" / "model"
+    options = ("--data", folder / "data", "--out", tmp_path / "run", "--task", "captioning", "--start", start)
+    vlkd("finetune", *TINY, "schedules.student_captioning.dropout=0.3", *options)
+    tuned, before = (json.loads((at / "config.json").read_text()) for at in (tmp_path / "run" / "model", start))
+    assert (tuned["hidden_dropout_prob"], tuned["attention_probs_dropout_prob"]) == (0.3, 0.3)
+    assert before["hidden_dropout_prob"] == 0.1
+    with pytest.raises(VlkdError, match="dropout"):
+        vlkd("finetune", *TINY, "schedules.student_captioning.dropout=0.2", *options)
+
+
 def test_the_student_stands_alone(folder: Path) -> None:
     model = load_model(VLForCaptioning, folder / "distilled-captioning" / "model")
     assert model.config.region_dim == 11

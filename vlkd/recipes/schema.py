@@ -109,6 +109,9 @@ class Schedule(_Section):
     clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     save_every: int = Field(default=100, ge=1, description="steps between checkpoints")
     log_every: int = Field(default=10, ge=1, description="steps between lines of metrics.jsonl")
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="in this stage; else the encoder's (Oscar's VQA: 0.3)"
+    )
 
     @model_validator(mode="after")
     def _accumulation_divides_batch(self) -> Schedule:
@@ -175,7 +178,7 @@ class Recipe(_Section):
     def settings(self) -> dict[str, Any]:
         """All that the results depend on: of ``training``, what :meth:`Training.numerics` gives."""
         numerics = self.training.numerics()
-        return self.model_dump(exclude={"training"}) | ({"training": numerics} if numerics else {})
+        return self.model_dump(exclude={"training"}, exclude_none=True) | ({"training": numerics} if numerics else {})
 
     @model_validator(mode="after")
     def _captions_fit(self) -> Recipe:

@@ -85,7 +85,7 @@ def stage_settings(recipe: Recipe, stage: Stage, seed: int) -> dict[str, Any]:
     settings["seed"] = seed
     settings["encoder"] = stage.encoder(recipe).model_dump()
     settings["text"] = recipe.text.model_dump()
-    settings["schedule"] = stage.schedule.model_dump()
+    settings["schedule"] = stage.schedule.model_dump(exclude_none=True)
     if numerics := recipe.training.numerics():
         settings["training"] = numerics
     if stage.start:
@@ -130,6 +130,9 @@ def _build_model(recipe: Recipe, stage: Stage, inputs: StageInputs) -> PreTraine
     model_class, answers = _CLASSES[stage.task], inputs.answers
     settings = {} if answers is None else {"num_answers": len(answers.words), "answer_mask_id": answers.mask_id}
     if stage.start is not None:
+        dropout = stage.schedule.dropout
+        if dropout is not None:
+            settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         model = start_from(model_class, stage.start, **settings)
         _check_fits(model, stage, inputs)
     else:

@@ -43,7 +43,9 @@ class Stage:
     teacher: Path | None = None
 
     def encoder(self, recipe: Recipe) -> Encoder:
-        return recipe.teacher if self.role == "teacher" else recipe.student
+        encoder = recipe.teacher if self.role == "teacher" else recipe.student
+        dropout = self.schedule.dropout
+        return encoder if dropout is None else encoder.model_copy(update={"dropout": dropout})
 
     def weights(self, distillation: Distillation) -> dict[str, float]:
         """Name and weight of every term of the loss. A weight of 0 leaves the term out."""
