@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vlkd.errors import VlkdError
 from vlkd.regions.detectors import Detections, to_tensors
-from vlkd.regions.paired import RegionRecord, geometry
+from vlkd.regions.extract import with_geometry
+from vlkd.regions.paired import RegionRecord
 from vlkd.regions.picture_folder import PictureFile
 from vlkd.regions.two_stage import Precision, TwoStageDetector
 
@@ -99,20 +99,15 @@ class TwoDetectors:
                     width=width,
                     height=height,
                     student_boxes=boxes[number].cpu().numpy(),
-                    student_features=_with_geometry(of_student[number], boxes[number], width, height),
-                    teacher_features=_with_geometry(of_teacher[number], boxes[number], width, height),
+                    student_features=with_geometry(of_student[number], boxes[number], width, height),
+                    teacher_features=with_geometry(of_teacher[number], boxes[number], width, height),
                     tags=_tags(student, found[number]),
                     own_boxes=own_boxes[number].cpu().numpy(),
-                    own_features=_with_geometry(of_own[number], own_boxes[number], width, height),
+                    own_features=with_geometry(of_own[number], own_boxes[number], width, height),
                     own_tags=_tags(teacher, own[number]),
                 )
             )
         return records
-
-
-def _with_geometry(features: Tensor, boxes: Tensor, width: int, height: int) -> np.ndarray:
-    """Features [n, D] and boxes [n, 4] → [n, D + 6]."""
-    return np.concatenate([features.cpu().numpy(), geometry(boxes.cpu().numpy(), width, height)], axis=1)
 
 
 def _tags(detector: TwoStageDetector, found: Detections) -> tuple[str, ...]:

@@ -85,18 +85,18 @@ def _extract_batch(
                 width=width,
                 height=height,
                 student_boxes=boxes[index].cpu().numpy(),
-                student_features=_with_geometry(student_features[index], boxes[index], width, height),
-                teacher_features=_with_geometry(teacher_features[index], boxes[index], width, height),
+                student_features=with_geometry(student_features[index], boxes[index], width, height),
+                teacher_features=with_geometry(teacher_features[index], boxes[index], width, height),
                 tags=_tags(found[index]),
                 own_boxes=own_boxes[index].cpu().numpy(),
-                own_features=_with_geometry(own_features[index], own_boxes[index], width, height),
+                own_features=with_geometry(own_features[index], own_boxes[index], width, height),
                 own_tags=_tags(own[index]),
             )
         )
     return records
 
 
-def _with_geometry(features: Tensor, boxes: Tensor, width: int, height: int) -> np.ndarray:
+def with_geometry(features: Tensor, boxes: Tensor, width: int, height: int) -> np.ndarray:
     """Features [n, D] and boxes [n, 4] → [n, D + 6]."""
     return np.concatenate([features.cpu().numpy(), geometry(boxes.cpu().numpy(), width, height)], axis=1)
 

@@ -53,6 +53,19 @@ def test_other_dtypes_are_read_when_they_are_named(dtype: str, tmp_path: Path) -
     np.testing.assert_array_equal(store.read(["42"], "own")[0].features[:, :7], expected[:, :7].astype(np.float32))
 
 
+def test_a_size_that_one_file_knows_holds_for_all(tmp_path: Path) -> None:
+    sources = write_all(tmp_path)
+    assert sources.tags is not None
+    sizes = {key: {"image_w": width, "image_h": height} for key, (width, height) in SIZES.items()}
+    rows = (f"{key}\t{json.dumps({'objects': [{'class': 'dog'}], **sizes[key]})}\n" for key in KEYS)
+    sources.tags.write_text("".join(rows))
+    store = import_oscar(sources, tmp_path / "data", dtype="float32").store
+    for key, paired, own in zip(KEYS, store.read(KEYS, "paired"), store.read(KEYS, "own"), strict=True):
+        assert (paired.width, paired.height) == (own.width, own.height) == SIZES[key]
+        np.testing.assert_allclose(paired.boxes, boxes(key), rtol=1e-5)
+        np.testing.assert_allclose(own.boxes, boxes(key, 5), rtol=1e-5)
+
+
 def test_rows_are_matched_by_key_and_not_by_order(tmp_path: Path) -> None:
     sources = write_all(tmp_path)
     assert sources.teacher is not None

@@ -104,45 +104,45 @@ class Pictures:
         Raises:
             VlkdError: its rows are broken or do not belong together; file, line and key are named.
         """
-        none = _Side(np.empty((0, 4), np.float32), np.empty((0, GEOMETRY_DIM + 1), np.float32), (), 1, 1)
-        student, teacher, own = none, none, none
-        if self.student is not None and self.teacher is not None:
-            found = self.student.read(key)
-            student = self._side(key, found, self.tags, self._other_tags.get(key))
-            of_teacher = self.teacher.read(key)
-            difference = differing_box(found.features, of_teacher.features)
+        found = {name: None if file is None else file.read(key) for name, file in self._files()}
+        tags, size = self._tags(key, found["student"], self.tags)
+        own_tags, own_size = self._tags(key, found["own"], self.own_tags)
+        sizes = [(of.width, of.height) for of in found.values() if of is not None and of.width > 1]
+        width, height = next((known for known in (*sizes, size, own_size) if known is not None), (1, 1))
+        boxes, student = _placed(found["student"], width, height)
+        _, teacher = _placed(found["teacher"], width, height, boxes)
+        own_boxes, own = _placed(found["own"], width, height)
+        if found["student"] is not None and found["teacher"] is not None and self.teacher is not None:
+            difference = differing_box(found["student"].features, found["teacher"].features)
             if difference:
-                raise VlkdError(f"{self.teacher.place(key)}: {difference} ('{self.student.path}').")
-            teacher = student.with_numbers(of_teacher.features)
-        if self.own is not None:
-            own = self._side(key, self.own.read(key), self.own_tags, self._other_tags.get(key))
-        size = student if len(student.boxes) else own
-        return RegionRecord(
-            key, size.width, size.height, student.boxes, student.features, teacher.features, student.tags,
-            own.boxes, own.features, own.tags,
-        )  # fmt: skip
+                raise VlkdError(f"{self.teacher.place(key)}: {difference} ('{self.sources.student}').")
+        return RegionRecord(key, width, height, boxes, student, teacher, tags, own_boxes, own, own_tags)
 
-    def _side(self, key: str, found: Found, file: TagFile | None, others: tuple[str, ...] | None) -> _Side:
-        tags, size = file.read(key) if file is not None else (found.tags or others or (), None)
-        width, height = (found.width, found.height) if found.width > 1 or size is None else size
+    def _files(self) -> tuple[tuple[str, FeatureFile | None], ...]:
+        return ("student", self.student), ("teacher", self.teacher), ("own", self.own)
+
+    def _tags(
+        self, key: str, found: Found | None, file: TagFile | None
+    ) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+        """A side's tags, and the picture's size where its file of tags has it."""
+        if found is None:
+            return (), None
+        return file.read(key) if file is not None else (found.tags or self._other_tags.get(key, ()), None)
+
+
+def _placed(
+    found: Found | None, width: int, height: int, boxes: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [n, 4] in a picture of this size and features [n, D + 6]; ``boxes``, or those that the features end with.
+
+    Geometry is written anew: what rounding left of it differs from file to file. n is 0 where nothing was found.
+    """
+    if found is None:
+        return np.empty((0, 4), np.float32), np.empty((0, GEOMETRY_DIM + 1), np.float32)
+    if boxes is None or len(boxes) != len(found.features):
         scale = np.array([width, height, width, height], dtype=np.float32)
-        corners = found.features[:, -GEOMETRY_DIM:-2]
-        side = _Side(corners * scale, found.features, tags, width, height)
-        return side.with_numbers(found.features)
-
-
-@dataclass(frozen=True)
-class _Side:
-    boxes: np.ndarray
-    features: np.ndarray
-    tags: tuple[str, ...]
-    width: int
-    height: int
-
-    def with_numbers(self, features: np.ndarray) -> _Side:
-        """Other features of the same boxes, whose geometry is written anew: what rounding left of it differs by file."""
-        numbers = geometry(self.boxes, self.width, self.height)
-        return replace(self, features=np.concatenate([features[:, :-GEOMETRY_DIM], numbers], axis=1))
+        boxes = found.features[:, -GEOMETRY_DIM:-2] * scale
+    return boxes, np.concatenate([found.features[:, :-GEOMETRY_DIM], geometry(boxes, width, height)], axis=1)
 
 
 def lacking(one: FeatureFile, other: FeatureFile) -> str | None:
