@@ -167,6 +167,28 @@ def test_compiling_without_a_compiler_is_one_sentence(monkeypatch: pytest.Monkey
         options_module.require_options(Training(compile=True, trackers=()))
 
 
+# sharding (what it computes: test_two_processes.py)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "processes", "sentence"),
+    [(False, 2, "splits the model among GPUs, and there is none"), (True, 1, "this is the only one: start several")],
+)
+def test_sharding_needs_several_gpus(
+    gpu: bool, processes: int, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(VlkdError, match=sentence):
+        options_module.require_options(Training(sharded=True))
+
+
+def test_sharding_is_asked_for_in_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(VlkdError, match=r"set training\.sharded=true"):
+        options_module.require_options(Training())
+
+
 # trackers
 
 

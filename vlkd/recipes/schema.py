@@ -133,13 +133,17 @@ class Schedules(_Section):
 
 
 class Training(_Section):
-    """How every stage is trained, beside its schedule. Precision and compilation change the numbers, the rest does not."""
+    """How every stage is trained, beside its schedule. Precision, sharding and compilation change the numbers, the rest does not."""
 
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="of autocast's products; weights and sums stay fp32; fp16 needs a GPU"
     )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute the trained model's activations in the backward: less memory, more time"
+    )
+    sharded: bool = Field(
+        default=False,
+        description="split weights, gradients and AdamW's moments among the GPUs (FSDP2), not a copy each (DDP)",
     )
     compile: bool = Field(default=False, description="torch.compile of the layers of the trained model and its teacher")
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
@@ -151,7 +155,7 @@ class Training(_Section):
 
     def numerics(self) -> dict[str, Any]:
         """The settings that the trained bits depend on and that are not their default."""
-        return self.model_dump(include={"precision", "compile"}, exclude_defaults=True)
+        return self.model_dump(include={"precision", "sharded", "compile"}, exclude_defaults=True)
 
 
 class Evaluation(_Section):

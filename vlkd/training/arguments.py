@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from vlkd.errors import VlkdError
 from vlkd.recipes import Schedule, Training
+from vlkd.training.sharding import keep_sums_in_fp32, sharding_options
 
 
 def process_state() -> PartialState:
@@ -57,7 +58,9 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        **sharding_options(training),
     )
+    keep_sums_in_fp32(arguments)
     if arguments.n_gpu > 1:
         # One process drives one GPU; several GPUs are used through torchrun, never through DataParallel.
         arguments._n_gpu = 1

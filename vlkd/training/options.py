@@ -12,14 +12,16 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from vlkd.errors import VlkdError
 from vlkd.recipes import Training
+from vlkd.training.sharding import require_sharding
 
 
 def require_options(training: Training) -> None:
     """Refuse what this machine cannot do. A missing TensorBoard is no mistake: its events are left out.
 
     Raises:
-        VlkdError: a precision, a compiler or the package of a tracker that is not to be had here.
+        VlkdError: a precision, sharding, a compiler or the package of a tracker that is not to be had here.
     """
+    require_sharding(training)
     gpu = torch.cuda.is_available()
     if training.precision == "fp16" and not gpu:
         raise VlkdError("training.precision is fp16, which needs a GPU, and there is none: choose bf16 or fp32.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
@@ -24,6 +25,7 @@ from vlkd.training.checkpoints import latest_checkpoint
 from vlkd.training.inputs import StageData, StageInputs
 from vlkd.training.method import Method
 from vlkd.training.options import checkpoint_activations, compile_layers, require_options
+from vlkd.training.sharding import whole_state
 from vlkd.training.stages import Stage
 from vlkd.training.stream import SampleStream
 from vlkd.training.teaching import Teacher
@@ -70,9 +72,10 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
         for callback in tracker_callbacks(recipe.training.trackers, folder, checkpoint):
             trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    model = trainer.trained.model
+    weights = whole_state(model) if recipe.training.sharded else None
     if state.is_main_process:
-        model = trainer.trained.model
-        _save_whole(model, folder / MODEL)
+        _save_whole(model, folder / MODEL, weights)
         seconds = time.monotonic() - began
         run.finish(steps=stage.schedule.steps, parameters=model.num_parameters(), seconds=seconds)
     state.wait_for_everyone()
@@ -174,15 +177,15 @@ def _load_teacher(
     return Teacher(model, device, with_logits="classes" in weights)
 
 
-def _save_whole(model: PreTrainedModel, folder: Path) -> None:
-    """``save_pretrained``, then renamed into place."""
+def _save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None) -> None:
+    """``save_pretrained``, then renamed into place; ``weights`` are those of a sharded model."""
     partial = folder.with_name(f".{folder.name}.partial")
     for leftover in (partial, folder):
         shutil.rmtree(leftover, ignore_errors=True)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=weights)
     finally:
         if bars:
             logging.enable_progress_bar()

@@ -166,12 +166,16 @@ class MethodTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir) if output_dir else self.checkpoints
         folder.mkdir(parents=True, exist_ok=True)
-        save_model(self.trained, str(folder / _MODEL))
+        if not self.is_fsdp_enabled:  # the Trainer saves a sharded model beside its optimizer
+            save_model(self.trained, str(folder / _MODEL))
         save_file(self._memory or {}, folder / _MEMORY)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        load_model(self.trained, folder / _MODEL)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_model(self.trained, folder / _MODEL)
         memory = load_file(folder / _MEMORY)
         ledger = without_prefix("ledger", memory)
         self.ledger.load_state_dict(ledger, self.args.device, self.accelerator.process_index)
