@@ -46,10 +46,13 @@ def report_to(report: Report) -> Iterator[None]:
 
 
 class Board:
-    """A line for every work in progress, and one that stays for each that has ended. Use it in a ``with`` statement."""
+    """A line for every work in progress, and one that stays for each that has ended. Use it in a ``with`` statement.
 
-    def __init__(self) -> None:
-        self._progress = _progress()
+    ``quiet`` draws nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._progress = _progress(quiet)
         self._rows: dict[str, tuple] = {}
 
     def __enter__(self) -> Board:
@@ -74,7 +77,7 @@ class Board:
         self._progress.console.print(f"{name:<32} {seconds:7.1f} s", highlight=False)
 
 
-def _progress() -> Progress:
+def _progress(quiet: bool = False) -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -92,5 +95,5 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
+        console=Console(file=sys.stderr, quiet=quiet),
     )

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from oscar_files import ANSWERS, KEYS, write_all
+from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from vlkd.cli import app
+from vlkd.data import RegionStore
 from vlkd.errors import VlkdError
 from vlkd.models import VLForCaptioning, VLForVQA, load_model
+from vlkd.pipeline.imported import open_imported
+from vlkd.pipeline.workers import few_threads
+from vlkd.recipes import load_recipe
 
 TINY = [
     "quick", "text.vocabulary=120", "text.answer_from=cls", "distillation.queue_size=32", "evaluation.beam=2",
@@ -54,13 +62,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vlkd(name, *TINY, "--data", folder / "data", "--out", folder / out, *options)
         return folder / out / "model"
 
-    teacher = stage("pretrain", "teacher")
-    adapted = stage("adapt", "adapted", "--start", teacher)
-    distilled = stage("distill", "distilled", "--teacher", adapted)
-    for task in ("captioning", "vqa"):
-        tuned = stage("finetune", f"adapted-{task}", "--task", task, "--role", "teacher", "--start", adapted)
-        stage("finetune", f"distilled-{task}", "--task", task, "--start", distilled, "--teacher", tuned)
-        evaluate(folder, task)
+    with few_threads():  # as many as `vlkd run` takes, so that it trains the same bits
+        teacher = stage("pretrain", "teacher")
+        adapted = stage("adapt", "adapted", "--start", teacher)
+        distilled = stage("distill", "distilled", "--teacher", adapted)
+        for task in ("captioning", "vqa"):
+            tuned = stage("finetune", f"adapted-{task}", "--task", task, "--role", "teacher", "--start", adapted)
+            stage("finetune", f"distilled-{task}", "--task", task, "--start", distilled, "--teacher", tuned)
+            evaluate(folder, task)
     return folder
 
 
@@ -139,6 +148,89 @@ def test_an_exported_student_loads_and_answers_by_itself(folder: Path, tmp_path:
         vlkd("export", *TINY, *data)
 
 
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """`vlkd run` on the same data, in one process."""
+    vlkd("run", *TINY, "--data", folder / "data", "--out", folder / "whole", "--jobs", 1)
+    return folder / "whole"
+
+
+def test_one_command_trains_what_the_stages_train(folder: Path, whole: Path) -> None:
+    for stage, alone in (
+        ("adapted/adapt", "adapted"),
+        ("distilled/distill", "distilled"),
+        ("distilled/vqa", "distilled-vqa"),
+    ):
+        expected, found = (load_file(at / "model" / "model.safetensors") for at in (folder / alone, whole / stage))
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items()), stage
+
+
+def test_one_command_compares_all_models_on_both_tasks(folder: Path, whole: Path) -> None:
+    results = json.loads((whole / "results.json").read_text())
+    models = ["teacher", "teacher, not adapted", "adapted teacher", "student", "distilled student"]
+    assert [row["model"] for row in results["rows"]] == models
+    assert all(row["captioning"].keys() == row["vqa"].keys() == {"picture", "none", "other"} for row in results["rows"])
+    scores = json.loads((folder / "evaluated-captioning" / "results.json").read_text())["captioning"]["picture"][
+        "scores"
+    ]
+    assert results["rows"][-1]["captioning"]["picture"] == pytest.approx(scores)
+    assert results["validation"] == [] and results["detectors_ap50"] == {}
+    page = (whole / "report.html").read_text()
+    assert "3 of which the models saw in training" in page
+    assert "The student’s detector saw: " in page and "Where teacher and student look" not in page
+
+
+def test_a_finished_run_is_told_again_and_guarded(folder: Path, whole: Path, tmp_path: Path) -> None:
+    before = (whole / "results.json").stat().st_mtime_ns
+    assert "distilled student" in vlkd("run", *TINY, "--data", folder / "data", "--out", whole)
+    assert (whole / "results.json").stat().st_mtime_ns == before
+    with pytest.raises(VlkdError, match=r"student\.layers"):
+        vlkd("run", *TINY, "student.layers=1", "--data", folder / "data", "--out", whole)
+    with pytest.raises(VlkdError, match="is of imported regions and knows no detector"):
+        vlkd("caption", tmp_path / "a.png", "--run", whole)
+
+
+def test_one_command_starts_from_a_teacher_and_needs_no_regions_of_its_own(folder: Path, tmp_path: Path) -> None:
+    sources = write_all(tmp_path)
+    data = tmp_path / "data"
+    vlkd(
+        "data",
+        "import",
+        data,
+        "--student",
+        sources.student,
+        "--teacher",
+        sources.teacher,
+        "--captions",
+        sources.captions,
+    )
+    shutil.copytree(folder / "data" / "tokenizer", data / "tokenizer")
+    command = ("run", *TINY, "--data", data, "--out", tmp_path / "run", "--start", folder / "teacher" / "model")
+    with pytest.raises(VlkdError, match=r"no test split.*`vlkd data texts … --split test`"):
+        vlkd(*command)
+    shutil.rmtree(tmp_path / "run")
+    vlkd("data", "texts", data, "--split", "test", "--captions", sources.captions)
+    told = vlkd(*command, "--jobs", 1)
+    assert "VQA" not in told and "teacher, not adapted" not in told
+    stages = {path.parent.relative_to(tmp_path / "run").as_posix() for path in tmp_path.glob("run/*/*/settings.yaml")}
+    pretrained = {"adapted/adapt", "student/pretrain", "distilled/distill"}
+    assert stages - {"evaluation/test"} == pretrained | {
+        f"{model}/captioning" for model in ("adapted", "student", "distilled")
+    }
+
+
+def test_the_page_shows_the_pictures_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    """Two of the three are there, one of them in another size than its boxes are in."""
+    store = RegionStore.open(folder / "data" / "store")
+    for key, more in zip(KEYS[:2], (0, 1), strict=True):
+        (regions,) = store.read([key], "paired")
+        noise = np.random.default_rng(0).integers(0, 256, (regions.height, regions.width + more, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{key}.png")
+    prepared = open_imported(load_recipe("quick"), folder / "data", tmp_path)
+    shown = [prepared.pixels(regions) for regions in store.read(KEYS, "paired")]
+    assert [pixels is None for pixels in shown] == [False, True, True]
+
+
 def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     def fails(match: str, *arguments: object) -> None:
         with pytest.raises(VlkdError, match=match) as caught:
@@ -162,6 +254,7 @@ def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
         "dev",
     )
     fails("There is no model in", "evaluate", *TINY, *data, *out, "--task", "vqa", "--model", tmp_path)
+    fails("go with imported data", "run", *TINY, *out, "--images", tmp_path)
     fails("There is no model in", "adapt", *TINY, *data, *out, "--start", tmp_path / "nowhere")
     fails("There are no texts", "data", "texts", folder / "data", "--split", "dev")
     fails("holds no Oscar checkpoint", "checkpoint", tmp_path, tmp_path / "model")

@@ -15,6 +15,7 @@ import pytest
 from vlkd.errors import VlkdError
 from vlkd.pipeline.method import plan_method
 from vlkd.pipeline.workers import Work, do_all
+from vlkd.pipeline.workshop import Workshop
 from vlkd.recipes import load_recipe
 from vlkd.training import train_stage
 
@@ -57,7 +58,7 @@ def recipe():
 def test_every_work_comes_after_what_it_needs(recipe, tmp_path: Path, workers: int) -> None:
     needs = {"a": (), "b": (), "c": ("a",), "d": ("a", "b"), "e": ("c", "d"), "f": ()}
     works = [Work(name, partial(note_after, name=name, needed=after), after) for name, after in needs.items()]
-    pids = do_all(works, recipe, tmp_path, workers)
+    pids = do_all(works, Workshop(recipe, tmp_path), workers)
     assert set(pids) == set(needs)
     assert (os.getpid() in pids.values()) == (workers == 1)
     assert len(set(pids.values())) <= workers
@@ -72,7 +73,7 @@ def test_a_users_mistake_comes_back_as_itself_and_ends_the_rest(recipe, tmp_path
         Work("never", partial(note, name="never"), ("bad",)),
     ]
     with pytest.raises(VlkdError, match=r"^the sentence for the user$"):
-        do_all(works, recipe, tmp_path, workers)
+        do_all(works, Workshop(recipe, tmp_path), workers)
     assert not (tmp_path / "never").exists()
     assert not active_children()
 
@@ -80,12 +81,12 @@ def test_a_users_mistake_comes_back_as_itself_and_ends_the_rest(recipe, tmp_path
 def test_any_other_failure_names_the_work_and_shows_where(recipe, tmp_path: Path) -> None:
     works = [Work("broken", partial(fail, error=ZeroDivisionError("inside"))), Work("other", partial(note, name="x"))]
     with pytest.raises(RuntimeError, match=r"broken failed:(.|\n)*in fail(.|\n)*ZeroDivisionError: inside"):
-        do_all(works, recipe, tmp_path, 2)
+        do_all(works, Workshop(recipe, tmp_path), 2)
 
 
 def test_a_process_that_dies_is_reported_not_waited_for(recipe, tmp_path: Path) -> None:
     with pytest.raises(VlkdError, match=r"worked on doomed died \(exit status -9.*takes up where it was"):
-        do_all([Work("doomed", die), Work("long", sleep)], recipe, tmp_path, 2)
+        do_all([Work("doomed", die), Work("long", sleep)], Workshop(recipe, tmp_path), 2)
     assert not active_children()
 
 
@@ -108,7 +109,7 @@ def test_trained_bits_do_not_depend_on_the_number_of_processes(quick_run, recipe
         Work(name, partial(train, job=jobs[name]), after)
         for name, after in (("teacher/pretrain", ()), ("adapted/adapt", ("teacher/pretrain",)))
     ]
-    do_all(works, recipe, tmp_path, 1)
+    do_all(works, Workshop(recipe, tmp_path), 1)
     for name in ("teacher/pretrain", "adapted/adapt"):
         weights = Path(name) / "model" / "model.safetensors"
         assert (tmp_path / weights).read_bytes() == (quick_run.folder / weights).read_bytes(), name

@@ -174,9 +174,7 @@ def test_compiling_without_a_compiler_is_one_sentence(monkeypatch: pytest.Monkey
     ("gpu", "processes", "sentence"),
     [(False, 2, "splits the model among GPUs, and there is none"), (True, 1, "this is the only one: start several")],
 )
-def test_sharding_needs_several_gpus(
-    gpu: bool, processes: int, sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sharding_needs_several_gpus(gpu: bool, processes: int, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     with pytest.raises(VlkdError, match=sentence):

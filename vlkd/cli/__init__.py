@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vlkd.cli import data, demo, recipes, regions, score, stages
+from vlkd.cli import data, demo, recipes, regions, run, score, stages
 from vlkd.errors import VlkdError
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     help="Compress visual-linguistic transformers by knowledge distillation (DistillVLM, arXiv 2104.02096).\n\n"
     "Start with `vlkd demo --quick`: every stage of the method, in two minutes, on pictures that it renders "
     "itself. Then `vlkd demo` trains for real, and `vlkd caption` and `vlkd answer` "
-    "use its models. Data of your own: `vlkd data import`, then `vlkd pretrain`, `adapt`, `distill`, `finetune`, `evaluate`.",
+    "use its models. Data of your own: `vlkd data import`, then `vlkd run`, or one stage after the other.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -25,6 +25,7 @@ for _panel, _commands in {
     "Your own data": (
         regions.regions,
         stages.checkpoint,
+        run.run,
         stages.pretrain,
         stages.adapt,
         stages.distill,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from vlkd.cli.running import command_line, resumable
 
 
 class Model(str, Enum):
@@ -74,11 +75,8 @@ def demo(
     recipe = load_recipe("quick" if quick else "demo", changes)
     suffix = f"-seed{seed}" if seed else ""
     folder = out or Path("runs") / f"{recipe.name}{suffix}"
-    try:
-        page = run_method(recipe, folder, _command_line(), jobs)
-    except KeyboardInterrupt:
-        typer.echo("vlkd: stopped; the same command takes up where it was.", err=True)
-        raise typer.Exit(130) from None
+    with resumable():
+        page = run_method(recipe, folder, command_line(), jobs)
     typer.echo(f"The page: {page}")
 
 
@@ -146,7 +144,3 @@ def render(
             for index, path in enumerate(paths):
                 texts = make_picture(seed, split.value, index, size=size).captions
                 rows.writerows([path.name, text] for text in texts)
-
-
-def _command_line() -> str:
-    return " ".join(["vlkd", *sys.argv[1:]])

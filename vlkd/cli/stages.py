@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlkd.cli.running import resumable, tell
+
 if TYPE_CHECKING:
     from vlkd.training import Stage
 
@@ -179,6 +181,7 @@ def checkpoint(
 
     No pickle is executed. `vlkd pretrain --start`, `adapt --start`, `finetune --start` go on from it.
     """
+    from vlkd.data import save_tokenizer
     from vlkd.errors import VlkdError
     from vlkd.models import load_oscar, load_oscar_tokenizer
 
@@ -188,9 +191,8 @@ def checkpoint(
     model, report = load_oscar(folder, task)  # type: ignore[arg-type]
     tokenizer = load_oscar_tokenizer(folder)
     model.save_pretrained(out)
-    tokenizer.save_pretrained(out / "tokenizer")
-    if data is not None:
-        tokenizer.save_pretrained(data / "tokenizer")
+    for place in (out, *([data] if data else [])):
+        save_tokenizer(tokenizer, place / "tokenizer")
     typer.echo(str(report))
 
 
@@ -199,9 +201,6 @@ def _train(recipe: str, settings: list[str] | None, data: Path, out: Path, stage
     from vlkd.training import StageData, train_stage
 
     resolved = load_recipe(recipe, settings or ())
-    try:
+    with resumable():
         model = train_stage(out, resolved, stage, StageData.open(data, resolved))
-    except KeyboardInterrupt:
-        typer.echo("vlkd: stopped; the same command takes up where it was.", err=True)
-        raise typer.Exit(130) from None
-    typer.echo(f"The model: {model}")
+    tell(f"The model: {model}")

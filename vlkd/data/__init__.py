@@ -5,7 +5,7 @@ from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.masking import IGNORED
 from vlkd.data.store import RegionBatch, RegionMemory, RegionSource, RegionStore, View, write_store
 from vlkd.data.tasks import CaptioningSet, Condition, PretrainingSet, VQASet
-from vlkd.data.tokenizer import load_tokenizer, train_tokenizer
+from vlkd.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 __all__ = [
     "IGNORED",
@@ -26,6 +26,7 @@ __all__ = [
     "load_tokenizer",
     "model_inputs",
     "picture_id",
+    "save_tokenizer",
     "train_tokenizer",
     "write_store",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +23,7 @@ SPECIAL_TOKENS = {
     "mask_token": "[MASK]",
 }
 _CONTINUES = "##"
+_FILE = "tokenizer.json"
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
@@ -61,14 +65,28 @@ def _continuations(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
     return [_CONTINUES + character for character in sorted(inside)]
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path | str) -> None:
+    """``save_pretrained``, then renamed into place; where another process was faster, its tokenizer stays."""
+    folder = Path(folder)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    tokenizer.save_pretrained(partial)
+    partial.chmod(0o755)
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        shutil.rmtree(partial)
+        if not (folder / _FILE).is_file():
+            raise
+
+
 def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
-    """The tokenizer that ``save_pretrained`` left in ``folder``.
+    """The tokenizer that :func:`save_tokenizer` left in ``folder``.
 
     Raises:
         VlkdError: there is none.
     """
     from transformers import PreTrainedTokenizerFast
 
-    if not (Path(folder) / "tokenizer.json").is_file():
-        raise VlkdError(f"'{folder}' holds no tokenizer (no tokenizer.json): finish the stage that writes it first.")
+    if not (Path(folder) / _FILE).is_file():
+        raise VlkdError(f"'{folder}' holds no tokenizer (no {_FILE}): finish the stage that writes it first.")
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

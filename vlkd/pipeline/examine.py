@@ -7,10 +7,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlkd.data import AnswerVocabulary
 from vlkd.evaluation import Exam, examine_answerer, examine_captioner
 from vlkd.models import VLForCaptioning, VLForVQA, load_model
-from vlkd.pipeline.method import Trained
+from vlkd.pipeline.method import TASKS, TEXTS, Task, Trained
 from vlkd.pipeline.workshop import Workshop
 from vlkd.runs import Run
 from vlkd.training import StageData
@@ -28,15 +27,19 @@ class Candidate:
 
 
 def candidates(models: dict[str, Trained]) -> list[Candidate]:
-    """The rows: the four trained models, and the teacher put before the student's boxes without adaptation."""
-    unadapted = replace(models["teacher"], view="paired")
+    """The rows: the trained models, and the teacher put before the student's boxes without adaptation."""
+    unadapted = []
+    if "teacher" in models:
+        unadapted = [
+            Candidate("teacher", models["teacher"], "reads the regions and tags of its own, stronger detector"),
+            Candidate(
+                "teacher, not adapted",
+                replace(models["teacher"], view="paired"),
+                "the same weights, given its own detector's features of the student's boxes, and the student's tags",
+            ),
+        ]
     return [
-        Candidate("teacher", models["teacher"], "reads the regions and tags of its own, stronger detector"),
-        Candidate(
-            "teacher, not adapted",
-            unadapted,
-            "the same weights, given its own detector's features of the student's boxes, and the student's tags",
-        ),
+        *unadapted,
         Candidate(
             "adapted teacher",
             models["adapted"],
@@ -50,7 +53,7 @@ def candidates(models: dict[str, Trained]) -> list[Candidate]:
 
 
 def examine(workshop: Workshop, row: Candidate, split: str) -> dict[str, Any]:
-    """``parameters``, ``captioning`` and ``vqa`` of a model: what ``vlkd.evaluation`` found on ``split``.
+    """``parameters``, and of each task what ``vlkd.evaluation`` found on ``split``.
 
     Kept in ``evaluation/<split>/<model>``. METEOR and SPICE, where Java is there, are computed on the test split only.
     """
@@ -60,19 +63,24 @@ def examine(workshop: Workshop, row: Candidate, split: str) -> dict[str, Any]:
     run = Run.begin(folder, settings, _fingerprint(row, data))
     if not run.finished:
         started = time.monotonic()
-        answers = AnswerVocabulary.load(workshop.folder / "answers.json")
-        exam = Exam(workshop.recipe, data.corpora[split], data.store, data.tokenizer, answers)
-        captioner = load_model(VLForCaptioning, row.trained.folders["captioning"])
-        answerer = load_model(VLForVQA, row.trained.folders["vqa"])
-        java = workshop.java if split == "test" else None
-        role, view = row.trained.role, row.trained.view
-        run.finish(
-            parameters=captioner.num_parameters(),
-            captioning=examine_captioner(captioner, role, view, exam, java=java),
-            vqa=examine_answerer(answerer, role, view, exam),
-            seconds=time.monotonic() - started,
-        )
+        found = {task: _examine(workshop, row, split, task) for task in TASKS if task in row.trained.folders}
+        (parameters, *_), results = zip(*found.values(), strict=True)
+        run.finish(parameters=parameters, **dict(zip(found, results, strict=True)), seconds=time.monotonic() - started)
     return run.results()
+
+
+def _examine(workshop: Workshop, row: Candidate, split: str, task: Task) -> tuple[int, dict[str, Any]]:
+    """The model's parameters and what was found."""
+    data = workshop.data
+    role, view, weights = row.trained.role, row.trained.view, row.trained.folders[task]
+    corpus = data.corpora[split].with_texts(TEXTS[task])
+    exam = Exam(workshop.recipe, corpus, data.store, data.tokenizer, data.answer_vocabulary())
+    if task == "vqa":
+        answerer = load_model(VLForVQA, weights)
+        return answerer.num_parameters(), examine_answerer(answerer, role, view, exam)
+    captioner = load_model(VLForCaptioning, weights)
+    java = workshop.java if split == "test" else None
+    return captioner.num_parameters(), examine_captioner(captioner, role, view, exam, java=java)
 
 
 def _slug(name: str) -> str:

@@ -41,7 +41,11 @@ class FinishedRun:
             VlkdError: no finished run is there.
         """
         settings = Run.open(folder).settings()
-        settings.pop("data_fingerprint")
+        if settings.pop("data_fingerprint"):
+            raise VlkdError(
+                f"The run in '{folder}' is of imported regions and knows no detector: `vlkd regions` and `vlkd evaluate` "
+                "take its models to other pictures."
+            )
         return cls(Path(folder), Recipe.model_validate(settings))
 
     def caption(self, picture: Path | str, model: str = "distilled") -> str:

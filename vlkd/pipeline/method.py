@@ -1,13 +1,14 @@
 """The method's order, once: who is trained on what, from what, and taught by whom.
 
 Teacher: pre-trained on its own regions, then adapted to the student's boxes. Student: pre-trained once alone and once taught by
-the adapted teacher, on the same data for the same steps. All four are then fine-tuned for both tasks, the taught student
+the adapted teacher, on the same data for the same steps. All four are then fine-tuned for the tasks, the taught student
 by the fine-tuned adapted teacher.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,8 @@ Task = Literal["captioning", "vqa"]
 Role = Literal["teacher", "student"]
 View = Literal["own", "paired"]
 TASKS: tuple[Task, ...] = ("captioning", "vqa")
+#: The texts that each task needs.
+TEXTS: dict[Task, Literal["captions", "questions"]] = {"captioning": "captions", "vqa": "questions"}
 
 
 @dataclass(frozen=True)
@@ -58,34 +61,47 @@ class Plan:
     jobs: tuple[Job, ...]
     models: dict[str, Trained]
 
-    def maker(self, weights: Path) -> Job:
-        """The job that trains the model in ``weights``."""
-        return next(job for job in self.jobs if job.weights == weights)
+    def makers(self, *weights: Path | None) -> tuple[str, ...]:
+        """Names of the jobs that train the models in ``weights``; none for a model that was there before."""
+        return tuple(job.name for job in self.jobs if job.weights in weights)
 
 
-def plan_method(recipe: Recipe, folder: Path) -> Plan:
-    """The stages of the whole method in ``folder``; model names are those of its folders."""
+def plan_method(
+    recipe: Recipe, folder: Path, tasks: Sequence[Task] = TASKS, own: bool = True, start: Path | None = None
+) -> Plan:
+    """The stages of the whole method in ``folder``; model names are those of its folders.
+
+    Args:
+        tasks: what is fine-tuned for.
+        own: the data have regions of the teacher's own. Without them it is pre-trained on the student's boxes from the
+            beginning, and there is no teacher that was not adapted.
+        start: a pre-trained teacher, whose pre-training is then not done here.
+    """
     jobs: list[Job] = []
 
     def train(model: str, name: str, stage: Stage) -> Path:
         jobs.append(Job(model, stage, folder / model / name))
         return jobs[-1].weights
 
-    def finetune_both(model: str, role: Role, start: Path, view: View, taught_by: Trained | None = None) -> Trained:
+    def finetune_all(model: str, role: Role, start: Path, view: View, taught_by: Trained | None = None) -> Trained:
         folders = {}
-        for task in reversed(TASKS):  # the longer one first
+        for task in reversed(tasks):  # the longer one first
             teacher = taught_by.folders[task] if taught_by else None
             stage = finetune(recipe, task, role, start, view=view, teacher=teacher)
             folders[task] = train(model, task, stage)
         return Trained(folders, role, view)
 
-    teacher = train("teacher", "pretrain", pretrain(recipe, "teacher"))
+    pretraining = pretrain(recipe, "teacher")
+    if not own:
+        pretraining = replace(pretraining, view="paired")
+    teacher = start or train("teacher", "pretrain", pretraining)
     student = train("student", "pretrain", pretrain(recipe, "student"))
     adapted = train("adapted", "adapt", adapt(recipe, teacher))
     distilled = train("distilled", "distill", distill(recipe, adapted))
 
-    models = {"adapted": finetune_both("adapted", "teacher", adapted, "paired")}
-    models["distilled"] = finetune_both("distilled", "student", distilled, "paired", taught_by=models["adapted"])
-    models["student"] = finetune_both("student", "student", student, "paired")
-    models["teacher"] = finetune_both("teacher", "teacher", teacher, "own")
+    models = {"adapted": finetune_all("adapted", "teacher", adapted, "paired")}
+    models["distilled"] = finetune_all("distilled", "student", distilled, "paired", taught_by=models["adapted"])
+    models["student"] = finetune_all("student", "student", student, "paired")
+    if own:
+        models["teacher"] = finetune_all("teacher", "teacher", teacher, "own")
     return Plan(tuple(jobs), models)

@@ -1,4 +1,4 @@
-"""Before any training: detectors, paired regions of every picture, texts, tokenizer."""
+"""The rendered world, before any training: detectors, paired regions of every picture, texts, tokenizer."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from vlkd.data import AnswerVocabulary, Corpus, RegionStore, load_tokenizer, train_tokenizer, write_store
+import numpy as np
+
+from vlkd.data import (
+    AnswerVocabulary,
+    Corpus,
+    RegionStore,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+    write_store,
+)
+from vlkd.pipeline.prepared import Prepared
 from vlkd.progress import track
 from vlkd.recipes import Recipe
-from vlkd.regions import FasterRCNNWithAttributes, ap50, extract, fit_detectors, load_detectors, load_packaged_detectors
+from vlkd.regions import (
+    FasterRCNNWithAttributes,
+    PairedRegions,
+    Regions,
+    ap50,
+    extract,
+    fit_detectors,
+    load_detectors,
+    load_packaged_detectors,
+)
 from vlkd.runs import Run
 from vlkd.scenes import Picture, make_picture
 from vlkd.training import StageData
 
 SPLITS = ("train", "validation", "test")
 _AP50_PICTURES = 100  # of the validation split, for the report
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What all training stages read, and what the report says about it."""
-
-    data: StageData
-    ap50: dict[str, float]  # "student" and "teacher"
-    seconds: float  # of detection and extraction
 
 
 def detectors_of(recipe: Recipe, folder: Path) -> tuple[FasterRCNNWithAttributes, FasterRCNNWithAttributes]:
@@ -38,18 +48,26 @@ def detectors_of(recipe: Recipe, folder: Path) -> tuple[FasterRCNNWithAttributes
 
 
 def prepare(recipe: Recipe, folder: Path) -> Prepared:
-    """Do, or take up, everything that comes before training; all of it is found again by a second call."""
+    """Do, or take up, everything that comes before training; all of it is found again by a second call.
+
+    ``pixels`` are those of test pictures.
+    """
     if recipe.detectors.weights == "train":
         _fit_detectors(recipe, folder / "detectors")
     regions = _extract_regions(recipe, folder)
     store = RegionStore.open(folder / "regions" / "store")
     corpora = {split: Corpus.load(folder / "regions" / f"{split}.json") for split in SPLITS}
     if not (folder / "tokenizer").is_dir():
-        train_tokenizer(corpora["train"].texts(), recipe.text.vocabulary).save_pretrained(folder / "tokenizer")
+        save_tokenizer(train_tokenizer(corpora["train"].texts(), recipe.text.vocabulary), folder / "tokenizer")
     if not (folder / "answers.json").is_file():
         AnswerVocabulary.of_corpus(corpora["train"]).save(folder / "answers.json")
     data = StageData(store, corpora, load_tokenizer(folder / "tokenizer"), recipe.seed)
-    return Prepared(data, regions["ap50"], regions["seconds"])
+
+    def pixels(regions: Regions | PairedRegions) -> np.ndarray:
+        index = corpora["test"].keys.index(regions.key)
+        return make_picture(recipe.seed, "test", index, size=recipe.world.picture_size).pixels
+
+    return Prepared(data, pixels, regions["ap50"], regions["seconds"])
 
 
 def pictures(recipe: Recipe, split: str, count: int | None = None) -> Iterator[Picture]:

@@ -1,4 +1,4 @@
-"""`vlkd demo`: every stage of the method in one folder, then the table and the page."""
+"""Every stage of the method in one folder, then the table and the page."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
+from vlkd.errors import VlkdError
 from vlkd.pipeline.examine import SPLITS, Candidate, candidates, examine
-from vlkd.pipeline.method import Job, Plan, plan_method
-from vlkd.pipeline.prepare import prepare
+from vlkd.pipeline.method import TASKS, TEXTS, Job, Plan, Task, plan_method
 from vlkd.pipeline.tell import report_data
 from vlkd.pipeline.workers import Work, do_all
 from vlkd.pipeline.workshop import Workshop
@@ -19,28 +19,64 @@ from vlkd.report.page import write_page
 from vlkd.report.results import write_results
 from vlkd.report.tables import terminal_table
 from vlkd.runs import Run
-from vlkd.training import train_stage
+from vlkd.training import StageData, train_stage
+from vlkd.training.arguments import process_state
+from vlkd.training.run import weights_hash
 
 
-def run_method(recipe: Recipe, folder: Path, command: str = "vlkd demo", jobs: int | None = None) -> Path:
+def run_method(
+    recipe: Recipe,
+    folder: Path,
+    command: str = "vlkd demo",
+    jobs: int | None = None,
+    *,
+    imported: Path | None = None,
+    images: Path | None = None,
+    start: Path | None = None,
+) -> Path:
     """Run, or take up, the whole method and return the path of its page.
+
+    With imported data, the tasks are those that both the training and the test texts are for, and under ``torchrun`` every
+    stage is trained by all processes; the first one evaluates.
 
     Args:
         recipe: everything that is to be done.
         folder: where; made if it is not there.
         command: what the page says it was made by.
         jobs: stages that run side by side, as in :func:`~vlkd.pipeline.workers.do_all`; results do not depend on it.
+        imported: folder that ``vlkd data import`` or ``vlkd regions`` filled; without one, the recipe's world is rendered.
+        images: folder of the imported data's pictures, which the page then shows.
+        start: folder of a pre-trained teacher, whose pre-training is then not done.
 
     Raises:
-        VlkdError: ``folder`` holds a run of other settings, or something that is no run.
+        VlkdError: ``folder`` holds a run of other settings, or something that is no run; the data lack a test split.
     """
-    run = Run.begin(folder, recipe.settings())
-    prepared = prepare(recipe, folder)
-    plan = plan_method(recipe, folder)
+    state = process_state()
+    if imported is None and state.num_processes > 1:
+        raise VlkdError(
+            "The rendered world is small: run it in one process; --jobs trains several stages side by side."
+        )
+    workshop = Workshop(recipe, folder, imported, images)
+    settings, fingerprint = recipe.settings(), ""
+    if start is not None:
+        settings["start_weights"] = weights_hash(start)
+    if imported is not None:
+        fingerprint = workshop.data.fingerprint
+    with state.main_process_first():
+        run = Run.begin(folder, settings, fingerprint)
+    data = workshop.data
+    tasks = _tasks(data)
+    plan = plan_method(recipe, folder, tasks, "own" in data.store.views, start)
     rows = candidates(plan.models)
-    results = do_all(_works(plan, rows), recipe, folder, jobs)
-    found = {split: {row.name: results[_exam_name(row, split)] for row in rows} for split in SPLITS}
-    story = report_data(recipe, prepared, plan.jobs, rows, found, command)
+    splits = [split for split in SPLITS if split in data.corpora and all(_has(data, split, task) for task in tasks)]
+    works = _trainings(plan)
+    if state.is_main_process:
+        works += _examinations(plan, rows, splits)
+    results = do_all(works, Workshop(recipe, folder, imported, images), jobs if state.num_processes == 1 else 1)
+    if not state.is_main_process:
+        return folder / "report.html"
+    found = {split: {row.name: results[_exam_name(row, split)] for row in rows} for split in splits}
+    story = report_data(recipe, workshop.prepared, plan.jobs, rows, found, command)
     page = write_page(folder, story)
     Console().print(terminal_table(story))
     if not run.finished:
@@ -48,17 +84,35 @@ def run_method(recipe: Recipe, folder: Path, command: str = "vlkd demo", jobs: i
     return page
 
 
-def _works(plan: Plan, rows: list[Candidate]) -> list[Work]:
-    """Every training and every examination, each after the trainings whose weights it reads."""
-    works = []
-    for job in plan.jobs:
-        needed = [weights for weights in (job.stage.start, job.stage.teacher) if weights is not None]
-        works.append(Work(job.name, partial(_train, job=job), tuple(plan.maker(weights).name for weights in needed)))
-    for split in SPLITS:
-        for row in rows:
-            after = tuple(plan.maker(weights).name for weights in row.trained.folders.values())
-            works.append(Work(_exam_name(row, split), partial(examine, row=row, split=split), after))
-    return works
+def _tasks(data: StageData) -> tuple[Task, ...]:
+    """What both the training texts and the test texts are for."""
+    if "test" not in data.corpora:
+        raise VlkdError(
+            "The data have no test split, which all models are compared on: add one with `vlkd data texts … --split test`."
+        )
+    tasks: list[Task] = [task for task in TASKS if _has(data, "train", task) and _has(data, "test", task)]
+    if not tasks:
+        raise VlkdError("The training and the test texts share no task: give both captions, or both questions.")
+    return tuple(tasks)
+
+
+def _has(data: StageData, split: str, task: Task) -> bool:
+    return any(getattr(data.corpora[split], TEXTS[task]))
+
+
+def _trainings(plan: Plan) -> list[Work]:
+    """Each after those whose weights it reads."""
+    return [
+        Work(job.name, partial(_train, job=job), plan.makers(job.stage.start, job.stage.teacher)) for job in plan.jobs
+    ]
+
+
+def _examinations(plan: Plan, rows: list[Candidate], splits: list[str]) -> list[Work]:
+    return [
+        Work(_exam_name(row, split), partial(examine, row=row, split=split), plan.makers(*row.trained.folders.values()))
+        for split in splits
+        for row in rows
+    ]
 
 
 def _train(workshop: Workshop, job: Job) -> Any:

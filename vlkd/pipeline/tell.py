@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vlkd.data import AnswerVocabulary, VQASet
+from vlkd.data import VQASet
 from vlkd.evaluation import paired_bootstrap
 from vlkd.models import VLForVQA, load_model
 from vlkd.pipeline.examine import Candidate
-from vlkd.pipeline.method import Job
-from vlkd.pipeline.prepare import Prepared
+from vlkd.pipeline.method import TASKS, Job
+from vlkd.pipeline.prepared import Prepared
 from vlkd.recipes import Recipe
-from vlkd.regions import Regions
 from vlkd.report.attention import attention_example
 from vlkd.report.story import (
     AnsweredQuestion,
@@ -25,7 +24,6 @@ from vlkd.report.story import (
     StageRecord,
 )
 from vlkd.runs import Run, versions
-from vlkd.scenes import make_picture
 
 _SAMPLES = 6  # the first test pictures, whatever came out
 _QUESTIONS = 4  # shown of each
@@ -48,25 +46,27 @@ def report_data(
     """Everything the page shows, of the test split; sample pictures are its first, not chosen ones."""
     test = found["test"]
     corpus = prepared.data.corpora["test"]
-    first = test[rows[0].name]
+    captioned = test[rows[0].name].get("captioning", {}).get("picture", {})
     return ReportData(
         title=f"Distilling a visual-linguistic student: {recipe.name}, seed {recipe.seed}",
         rows=tuple(_row(row, test[row.name]) for row in rows),
-        validation=tuple(_row(row, found["validation"][row.name]) for row in rows),
+        validation=tuple(_row(row, found["validation"][row.name]) for row in rows if "validation" in found),
         detectors=prepared.ap50,
         test_pictures=len(corpus),
         test_questions=sum(len(questions) for questions in corpus.questions),
         seed=recipe.seed,
+        test_seen=len(set(corpus.keys) & set(prepared.data.corpora["train"].keys)),
         comparisons=tuple(
             comparison
-            for first_name, second_name in _COMPARED
-            for comparison in _compare(test, first_name, second_name)
+            for first, second in _COMPARED
+            if {first, second} <= test.keys()
+            for comparison in _compare(test[first], test[second], first, second)
         ),
         stages=tuple(_stages(prepared, jobs, found)),
-        samples=tuple(_samples(recipe, prepared, rows, test)),
+        samples=tuple(_samples(prepared, rows, test)),
         attention=tuple(_attention(recipe, prepared, rows)),
-        unavailable=first["captioning"]["picture"]["unavailable"],
-        tokenisation=first["captioning"]["picture"]["tokenisation"],
+        unavailable=captioned.get("unavailable", {}),
+        tokenisation=captioned.get("tokenisation", ""),
         settings=recipe.model_dump(),
         versions=versions(),
         command=command,
@@ -75,27 +75,29 @@ def report_data(
 
 def _row(row: Candidate, examined: dict[str, Any]) -> ModelRow:
     scores = {
-        task: {condition: result["scores"] for condition, result in examined[task].items()}
-        for task in ("captioning", "vqa")
+        task: {condition: result["scores"] for condition, result in examined.get(task, {}).items()} for task in TASKS
     }
     return ModelRow(row.name, examined["parameters"], scores["captioning"], scores["vqa"], row.note)
 
 
-def _compare(test: dict[str, Any], first: str, second: str) -> list[Comparison]:
-    captions = [test[name]["captioning"]["picture"]["cider_per_picture"] for name in (first, second)]
-    answers = [test[name]["vqa"]["picture"]["accuracy_per_picture"] for name in (first, second)]
-    asked = test[first]["vqa"]["picture"]["questions_per_picture"]
-    return [
-        Comparison("CIDEr", first, second, paired_bootstrap(captions[0], captions[1])),
-        Comparison("VQA accuracy", first, second, paired_bootstrap(answers[0], answers[1], asked)),
-    ]
+def _compare(one: dict[str, Any], other: dict[str, Any], first: str, second: str) -> list[Comparison]:
+    comparisons = []
+    if "captioning" in one:
+        captions = [examined["captioning"]["picture"]["cider_per_picture"] for examined in (one, other)]
+        comparisons.append(Comparison("CIDEr", first, second, paired_bootstrap(*captions)))
+    if "vqa" in one:
+        ours, theirs = (examined["vqa"]["picture"]["accuracy_per_picture"] for examined in (one, other))
+        interval = paired_bootstrap(ours, theirs, one["vqa"]["picture"]["questions_per_picture"])
+        comparisons.append(Comparison("VQA accuracy", first, second, interval))
+    return comparisons
 
 
 def _stages(prepared: Prepared, jobs: Sequence[Job], found: dict[str, dict[str, Any]]) -> list[StageRecord]:
-    ap50 = prepared.ap50
-    regions = f"AP50 {100 * ap50['student']:.1f} (student) and {100 * ap50['teacher']:.1f} (teacher)"
     names = {"adapted": "adapted teacher", "distilled": "distilled student"}
-    records = [StageRecord("regions", "regions", "both detectors", prepared.seconds, result=regions)]
+    records = []
+    if prepared.seconds is not None:
+        scores = " and ".join(f"{100 * score:.1f} ({role})" for role, score in prepared.ap50.items())
+        records.append(StageRecord("regions", "regions", "both detectors", prepared.seconds, result=f"AP50 {scores}"))
     for job in jobs:
         results = Run.open(job.folder).results()
         records.append(
@@ -113,8 +115,12 @@ def _stages(prepared: Prepared, jobs: Sequence[Job], found: dict[str, dict[str, 
     return records
 
 
-def _samples(recipe: Recipe, prepared: Prepared, rows: list[Candidate], test: dict[str, Any]) -> list[Sample]:
+def _samples(prepared: Prepared, rows: list[Candidate], test: dict[str, Any]) -> list[Sample]:
     corpus = prepared.data.corpora["test"]
+    captioned, answered = (
+        {row.name: test[row.name].get(task, {"picture": {what: {}}})["picture"][what] for row in rows}
+        for task, what in (("captioning", "captions"), ("vqa", "answers"))
+    )
     keys = corpus.keys[:_SAMPLES]
     samples = []
     for index, regions in enumerate(prepared.data.store.read(keys, "paired")):
@@ -123,18 +129,18 @@ def _samples(recipe: Recipe, prepared: Prepared, rows: list[Candidate], test: di
                 question.kind,
                 question.text,
                 question.answer,
-                {row.name: test[row.name]["vqa"]["picture"]["answers"][regions.key][number] for row in rows},
+                {name: answers[regions.key][number] for name, answers in answered.items() if regions.key in answers},
             )
             for number, question in enumerate(corpus.questions[index][:_QUESTIONS])
         )
         samples.append(
             Sample(
                 regions.key,
-                make_picture(recipe.seed, "test", index, size=recipe.world.picture_size).pixels,
+                prepared.pixels(regions),
                 regions.boxes,
                 regions.tags,
                 corpus.captions[index],
-                {row.name: test[row.name]["captioning"]["picture"]["captions"][regions.key] for row in rows},
+                {name: captions[regions.key] for name, captions in captioned.items() if regions.key in captions},
                 questions,
             )
         )
@@ -142,28 +148,31 @@ def _samples(recipe: Recipe, prepared: Prepared, rows: list[Candidate], test: di
 
 
 def _attention(recipe: Recipe, prepared: Prepared, rows: list[Candidate]) -> list[AttentionExample]:
-    """One colour question about each of the first test pictures that has one, through the answering models."""
+    """One question, about a colour where there is one, about each of the first test pictures, through the answering models."""
     data = prepared.data
+    if "vqa" not in rows[0].trained.folders:
+        return []
     shown = [row for row in rows if row.trained.view == "paired" and row.name != "teacher, not adapted"]
     models = {
         row.name: (load_model(VLForVQA, Path(row.trained.folders["vqa"])), f"{row.trained.role}_regions")
         for row in shown
     }
-    answers = AnswerVocabulary.of_corpus(data.corpora["train"])
     view: Literal["paired"] = "paired"
-    dataset = VQASet(data.corpora["test"], data.store, data.tokenizer, recipe.text, view, answers=answers)
+    dataset = VQASet(
+        data.corpora["test"], data.store, data.tokenizer, recipe.text, view, answers=data.answer_vocabulary()
+    )
+    colours = any(question.kind == "colour" for question in dataset.questions)
     examples, seen = [], set()
     for number, (key, question) in enumerate(zip(dataset.keys, dataset.questions, strict=True)):
-        if key in seen or question.kind != "colour":
+        if key in seen or (colours and question.kind != "colour"):
             continue
         seen.add(key)
         (regions,) = data.store.read([key], view)
-        assert not isinstance(regions, Regions)
-        pixels = make_picture(recipe.seed, "test", data.corpora["test"].keys.index(key), size=recipe.world.picture_size)
+        pixels = prepared.pixels(regions)
+        if pixels is None:
+            continue
         batch = dataset.collator([dataset[number]])
-        examples.append(
-            attention_example(models, batch, data.tokenizer, key=key, pixels=pixels.pixels, boxes=regions.boxes)
-        )
+        examples.append(attention_example(models, batch, data.tokenizer, key=key, pixels=pixels, boxes=regions.boxes))
         if len(examples) == _ATTENTION:
             break
     return examples

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ import torch
 from vlkd.errors import VlkdError
 from vlkd.pipeline.workshop import Workshop
 from vlkd.progress import Board, report_to
-from vlkd.recipes import Recipe
+from vlkd.training.arguments import process_state
 
 _MOST_WORKERS = 4
 _REPORT_EVERY = 0.2  # seconds
@@ -40,12 +39,12 @@ class Work:
     after: tuple[str, ...] = ()
 
 
-def do_all(works: Sequence[Work], recipe: Recipe, folder: Path, workers: int | None = None) -> dict[str, Any]:
+def do_all(works: Sequence[Work], workshop: Workshop, workers: int | None = None) -> dict[str, Any]:
     """Do all works and return what each returned, by name.
 
     Args:
         works: none before those that it comes after. Among those that are ready, the first is taken.
-        recipe, folder: of the workshop.
+        workshop: not yet opened; every process opens one like it.
         workers: processes. None takes one for every core up to four, or works in this process where there is a GPU;
             so does 1.
 
@@ -54,10 +53,10 @@ def do_all(works: Sequence[Work], recipe: Recipe, folder: Path, workers: int | N
         RuntimeError: a work failed otherwise; the message holds its traceback.
     """
     workers = min(workers or default_workers(), len(works))
-    with Board() as board:
+    with Board(quiet=not process_state().is_main_process) as board:
         if workers <= 1:
-            return _do_here(works, recipe, folder, board)
-        crew = _Crew(recipe, folder, workers)
+            return _do_here(works, workshop, board)
+        crew = _Crew(workshop, workers)
         try:
             return crew.do(works, board)
         finally:
@@ -78,9 +77,9 @@ def _threads() -> int:
     return max(1, _cores() // _MOST_WORKERS)
 
 
-def _do_here(works: Sequence[Work], recipe: Recipe, folder: Path, board: Board) -> dict[str, Any]:
+def _do_here(works: Sequence[Work], workshop: Workshop, board: Board) -> dict[str, Any]:
     results = {}
-    with _few_threads(), Workshop(recipe, folder) as workshop:
+    with few_threads(), workshop:
         for work in works:
             board.begin(work.name)
             with report_to(lambda done, total, name=work.name: board.update(name, done, total)):
@@ -90,7 +89,7 @@ def _do_here(works: Sequence[Work], recipe: Recipe, folder: Path, board: Board) 
 
 
 @contextmanager
-def _few_threads() -> Iterator[None]:
+def few_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(_threads())
     try:
@@ -102,12 +101,12 @@ def _few_threads() -> Iterator[None]:
 class _Crew:
     """Processes that take one work after another."""
 
-    def __init__(self, recipe: Recipe, folder: Path, workers: int) -> None:
+    def __init__(self, workshop: Workshop, workers: int) -> None:
         context = get_context("spawn")  # a fork would take over threads that do not run in it
         self._processes = {}
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, recipe, folder), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, workshop), daemon=True)
             process.start()
             theirs.close()
             self._processes[ours] = process
@@ -162,13 +161,13 @@ class _Crew:
             process.join()
 
 
-def _serve(line: Connection, recipe: Recipe, folder: Path) -> None:
+def _serve(line: Connection, workshop: Workshop) -> None:
     """A worker process: take works from ``line`` until the parent closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     torch.set_num_threads(_threads())
     closed = suppress(EOFError, ConnectionError)
-    with closed, Workshop(recipe, folder) as workshop, report_to(_Throttled(line)):
+    with closed, workshop, report_to(_Throttled(line)):
         while True:
             work: Work = line.recv()
             try:

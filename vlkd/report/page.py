@@ -51,6 +51,10 @@ def page(story: ReportData) -> str:
 
 
 def _header(story: ReportData) -> str:
+    seen = "which no model saw in training"
+    if story.test_seen:
+        seen = f"<b>{story.test_seen} of which the models saw in training</b>: scores on those say little"
+    questions = f" and <b>{story.test_questions}</b> questions about them" if story.test_questions else ""
     return (
         '<header><p class="eyebrow">vlkd run report</p>'
         f"<h1>{escape(story.title)}</h1>"
@@ -62,9 +66,8 @@ def _header(story: ReportData) -> str:
         "and the student is trained to copy the teacher’s attention maps and hidden states besides doing its task. "
         "The student it is compared with is the same in everything else: same data, same number of steps, no "
         "teacher. The method is DistillVLM’s (arXiv 2104.02096).</p>"
-        f"<p>All numbers below are measured on <b>{story.test_pictures}</b> test pictures and "
-        f"<b>{story.test_questions}</b> questions about them, which no model saw in training. "
-        "Scores are printed × 100.</p></header>"
+        f"<p>All numbers below are measured on <b>{story.test_pictures}</b> test pictures{questions}, "
+        f"{seen}. Scores are printed × 100.</p></header>"
     )
 
 
@@ -224,7 +227,11 @@ def _samples(story: ReportData) -> str:
 
 
 def _sample(sample: Sample, colours: dict[str, str]) -> str:
-    image = _image(picture_with_boxes(sample.pixels, sample.boxes, sample.tags), f"picture {sample.key} with boxes")
+    if sample.pixels is None:
+        image = f'<p class="quiet">The student’s detector saw: {escape(", ".join(sample.tags))}.</p>'
+    else:
+        drawn = picture_with_boxes(sample.pixels, sample.boxes, sample.tags)
+        image = _image(drawn, f"picture {sample.key} with boxes")
     captions = "".join(
         f"<tr><th>{swatch(colours.get(model))}{escape(model)}</th><td>{_text(caption)}</td></tr>"
         for model, caption in sample.captions.items()

@@ -16,14 +16,17 @@ _CONTROL_LABELS = {"none": "no picture", "other": "another picture"}
 
 
 def score_bars(rows: Sequence[ModelRow]) -> bytes:
-    """CIDEr and VQA accuracy of every model, with the two controls as thin grey bars below each."""
+    """CIDEr, VQA accuracy or both, of every model, with the two controls as thin grey bars below each."""
     colours = model_colours([row.name for row in rows])
-    with drawing(10, 0.75 + 0.74 * len(rows), columns=2) as (figure, (left, right)):
-        captioning = [{c: s.get("CIDEr", math.nan) for c, s in row.captioning.items()} for row in rows]
-        answering = [{c: s.get("all", math.nan) for c, s in row.vqa.items()} for row in rows]
-        _bars(left, rows, captioning, colours, "Captioning: CIDEr × 100")
-        _bars(right, rows, answering, colours, "Question answering: accuracy, %")
-        right.set_yticklabels([])
+    captioning = [{c: s.get("CIDEr", math.nan) for c, s in row.captioning.items()} for row in rows]
+    answering = [{c: s.get("all", math.nan) for c, s in row.vqa.items()} for row in rows]
+    panels = {"Captioning: CIDEr × 100": captioning, "Question answering: accuracy, %": answering}
+    panels = {title: scores for title, scores in panels.items() if any(scores)}
+    with drawing(10, 0.75 + 0.74 * len(rows), columns=len(panels)) as (figure, panel):
+        for axes, (title, scores) in zip(panel, panels.items(), strict=True):
+            _bars(axes, rows, scores, colours, title)
+            if axes is not panel[0]:
+                axes.set_yticklabels([])
         handles = _control_handles({c for row in rows for c in (*row.captioning, *row.vqa)})
         if handles:
             figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8.5, labelcolor=MUTED)

@@ -70,7 +70,7 @@ class Sample:
     """One test picture with what the models said about it."""
 
     key: str
-    pixels: np.ndarray  # [H, W, 3] uint8
+    pixels: np.ndarray | None  # [H, W, 3] uint8; None where only its features are at hand
     boxes: np.ndarray  # [n, 4] x1, y1, x2, y2 in pixels
     tags: tuple[str, ...]  # [n]
     references: tuple[str, ...]
@@ -100,6 +100,7 @@ class ReportData:
     test_pictures: int
     test_questions: int
     seed: int
+    test_seen: int = 0  # test pictures that training had too
     validation: tuple[ModelRow, ...] = ()  # the same models on the validation split, on which settings are chosen
     comparisons: tuple[Comparison, ...] = ()  # first those of distillation: they head the page
     stages: tuple[StageRecord, ...] = ()

@@ -44,7 +44,8 @@ def score_columns(rows: Sequence[ModelRow]) -> list[Column]:
     computed = {metric for row in rows for metric in row.captioning.get("picture", {})}
     columns = [Column("parameters", lambda row: f"{row.parameters / 1e6:.2f} M", score=False)]
     columns += [Column(metric, _captioning("picture", metric)) for metric in METRICS if metric in computed]
-    columns.append(Column("VQA", _vqa("picture", "all")))
+    if any(row.vqa for row in rows):
+        columns.append(Column("VQA", _vqa("picture", "all")))
     return columns
 
 
@@ -53,9 +54,12 @@ def control_columns(rows: Sequence[ModelRow]) -> list[Column]:
     tried = [c for c in CONDITIONS if any(c in row.captioning or c in row.vqa for row in rows)]
     if tried in ([], ["picture"]):
         return []
-    return [Column(f"CIDEr, {_READS[c]}", _captioning(c, "CIDEr"), score=False) for c in tried] + [
-        Column(f"VQA, {_READS[c]}", _vqa(c, "all"), score=False) for c in tried
-    ]
+    columns = []
+    if any(row.captioning for row in rows):
+        columns += [Column(f"CIDEr, {_READS[c]}", _captioning(c, "CIDEr"), score=False) for c in tried]
+    if any(row.vqa for row in rows):
+        columns += [Column(f"VQA, {_READS[c]}", _vqa(c, "all"), score=False) for c in tried]
+    return columns
 
 
 def kind_columns(rows: Sequence[ModelRow]) -> list[Column]:

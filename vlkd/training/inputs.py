@@ -21,6 +21,7 @@ from vlkd.data import (
     RegionStore,
     VQASet,
     load_tokenizer,
+    save_tokenizer,
     train_tokenizer,
 )
 from vlkd.data.masking import TokenIds
@@ -114,7 +115,8 @@ class StageData:
                 f"'{folder}' has no texts to train on (no train.json): import it with --captions or --questions."
             )
         if not (folder / "tokenizer" / "tokenizer.json").is_file():
-            train_tokenizer(corpora["train"].texts(), recipe.text.vocabulary).save_pretrained(folder / "tokenizer")
+            tokenizer = train_tokenizer(corpora["train"].texts(), recipe.text.vocabulary)
+            save_tokenizer(tokenizer, folder / "tokenizer")
         return cls(
             store,
             corpora,

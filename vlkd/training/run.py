@@ -92,9 +92,9 @@ def stage_settings(recipe: Recipe, stage: Stage, seed: int) -> dict[str, Any]:
     if numerics := recipe.training.numerics():
         settings["training"] = numerics
     if stage.start:
-        settings["start_weights"] = _weights_hash(stage.start)
+        settings["start_weights"] = weights_hash(stage.start)
     if stage.teacher:
-        settings["teacher_weights"] = _weights_hash(stage.teacher)
+        settings["teacher_weights"] = weights_hash(stage.teacher)
         settings["distillation"] = recipe.distillation.model_dump()
     return settings
 
@@ -192,7 +192,12 @@ def _save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor]
     os.replace(partial, folder)
 
 
-def _weights_hash(folder: Path) -> str:
+def weights_hash(folder: Path) -> str:
+    """Names the weights of the model in ``folder``.
+
+    Raises:
+        VlkdError: there is none.
+    """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise VlkdError(f"There is no model in '{folder}' (no model.safetensors): train the stage that makes it first.")

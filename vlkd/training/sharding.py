@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,9 @@ def sharding_options(training: Training) -> dict[str, Any]:
 
 def keep_sums_in_fp32(arguments: TrainingArguments) -> None:
     """Leave precision to autocast, as without sharding: what is gathered and what is summed over the GPUs is fp32."""
-    if arguments.fsdp_plugin_args is not None:
-        arguments.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
+    plugin: dict[str, Any] | None = arguments.fsdp_plugin_args
+    if plugin is not None:
+        plugin["mixed_precision_policy"] = MixedPrecisionPolicy()
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
@@ -59,7 +60,8 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
     Tied weights are one tensor, as they are in the model.
     """
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
     first: dict[nn.Parameter, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         tied = first.setdefault(parameter, name)

@@ -1,0 +1,29 @@
+"""What there is before any training, wherever it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vlkd.regions import PairedRegions, Regions
+from vlkd.training import StageData
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all training stages read, and what the report says about it.
+
+    Attributes:
+        data: regions, texts, tokenizer.
+        pixels: of a picture with these regions, [H, W, 3] uint8 in the size that its boxes are in; None where only its features
+            are at hand.
+        ap50: ``student`` and ``teacher`` → AP50 of a detector that was measured.
+        seconds: of detection and extraction, where they were this run's.
+    """
+
+    data: StageData
+    pixels: Callable[[Regions | PairedRegions], np.ndarray | None]
+    ap50: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
