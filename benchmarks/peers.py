@@ -28,6 +28,7 @@ NAMES = {
     "token_nce": ("vlkd", "vlkd cuda", "eager", "torch.compile", "lightly", "pytorch-metric-learning"),
     "ring_queue": ("vlkd", "copy", "MoCo", "lightly"),
     "region_store": ("vlkd", "memory map", "LMDB", "safetensors", "TSV + JSON + base64"),
+    "region_import": ("vlkd", "JSON + base64, nothing written", "bytes alone, nothing written"),
 }
 LIBRARIES = ("lightly", "pytorch-metric-learning")  # that a contender is named after
 GPU_ONLY = ("vlkd cuda", "FlexAttention")  # FlexAttention's log-sum-exp has a gradient there alone

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vlkd.data.store import RegionBatch, write_store
 from vlkd.regions.paired import RegionRecord, geometry
@@ -82,8 +83,8 @@ def safetensors(folder: Path, pictures: Iterator[RegionRecord]) -> Reader:
     return _of_blobs(lambda number: shard.get_tensor(str(number)))
 
 
-def tsv(folder: Path, pictures: Iterator[RegionRecord]) -> Reader:
-    """Oscar's files: a line a picture, found by its offset; JSON with base64 float32. One file a detector."""
+def write_tsv(folder: Path, pictures: Iterator[RegionRecord]) -> tuple[list[Path], list[list[int]]]:
+    """Oscar's files, one a detector, a line a picture, JSON with base64 float32; and where their lines begin."""
     paths, offsets = [folder / "student.tsv", folder / "teacher.tsv"], [[0], [0]]
     with paths[0].open("wb") as student, paths[1].open("wb") as teacher:
         for picture in pictures:
@@ -92,15 +93,26 @@ def tsv(folder: Path, pictures: Iterator[RegionRecord]) -> Reader:
                 content = {"num_boxes": len(features), "features": base64.b64encode(features.tobytes()).decode()}
                 file.write(f"{picture.key}\t{json.dumps(content)}\n".encode())
                 offsets[side].append(file.tell())
+    return paths, offsets
+
+
+def tsv_features(line: bytes) -> Tensor:
+    """What a line of Oscar's says, float32 [regions, width + 6]."""
+    content = json.loads(line.split(b"\t", 1)[1])
+    numbers = np.frombuffer(base64.b64decode(content["features"]), np.float32)
+    return torch.from_numpy(numbers.reshape(content["num_boxes"], -1).copy())
+
+
+def tsv(folder: Path, pictures: Iterator[RegionRecord]) -> Reader:
+    """Oscar's files, their lines found by offset."""
+    paths, offsets = write_tsv(folder, pictures)
     files = [path.open("rb") for path in paths]
 
     def read(numbers: Sequence[int], batch: RegionBatch) -> None:
         for row, number in enumerate(numbers):
             for side, file in enumerate(files):
                 file.seek(offsets[side][number])
-                content = json.loads(file.readline().split(b"\t", 1)[1])
-                decoded = np.frombuffer(base64.b64decode(content["features"]), np.float32)
-                batch.features[side][row] = torch.from_numpy(decoded.reshape(content["num_boxes"], -1).copy())
+                batch.features[side][row] = tsv_features(file.readline())
 
     return read
 

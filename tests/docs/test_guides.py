@@ -37,16 +37,18 @@ def run(steps: list[list[str]]) -> None:
     for step in steps:
         result = CliRunner().invoke(app, step, catch_exceptions=False)
         assert result.exit_code == 0, (step, result.output)
-    assert Path("student/model.safetensors").is_file() and Path("runs/evaluation/captions.json").is_file()
+    assert Path("student/model.safetensors").is_file()
 
 
 def test_from_a_folder_of_pictures_to_an_exported_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(RECIPE)
     steps = commands(DOCS / "own-pictures.md")
-    assert len(steps) == 11
+    assert len(steps) == 6
     steps[0][steps[0].index("200")] = "6"
+    steps[3][steps[3].index("0.1")] = "0.34"
     run(steps)
+    assert Path("runs/mine/report.html").read_text().count("data:image/png;base64,") >= 4
 
 
 def test_the_guides_recipe_is_one(tmp_path: Path) -> None:
@@ -62,3 +64,4 @@ def test_from_oscar_files_to_an_exported_student(tmp_path: Path, monkeypatch: py
     steps = commands(DOCS / "oscar-files.md")
     assert len(steps) == 10
     run(steps)
+    assert Path("runs/evaluation/captions.json").is_file()

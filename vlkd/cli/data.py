@@ -122,6 +122,22 @@ def texts(
 
 
 @app.command()
+def split(
+    out: Annotated[Path, typer.Argument(help="A folder with train.json.")],
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the pictures, with all their texts.")] = 0.1,
+    name: Annotated[str, typer.Option(help="What they are held out for: test, validation, …")] = "test",
+) -> None:
+    """Hold pictures out of the training texts: train.json becomes train.json and test.json.
+
+    Which ones depends on their keys alone.
+    """
+    from vlkd.data.splitting import hold_out
+
+    for corpus in hold_out(out, name, share):
+        typer.echo(_told(corpus, out, corpus.split))
+
+
+@app.command()
 def validate(
     student: Student = None,
     teacher: Teacher = None,

@@ -67,6 +67,11 @@ class Corpus:
             return self
         if not rows:
             raise VlkdError(f"The split '{self.split}' has no {what}: import it with --{what}.")
+        return self.only(rows)
+
+    def only(self, rows: Iterable[int]) -> Corpus:
+        """The pictures at these places."""
+        rows = tuple(rows)
         kept = (tuple(of[row] for row in rows) for of in (self.keys, self.captions, self.questions))
         return Corpus(self.split, *kept)  # type: ignore[arg-type]
 

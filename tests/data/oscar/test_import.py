@@ -16,8 +16,10 @@ import vlkd.data.oscar.importing
 from vlkd.data import AnswerVocabulary, Corpus
 from vlkd.data.oscar import Sources, import_oscar
 from vlkd.data.oscar.plain_pickle import read_plain_pickle
+from vlkd.data.oscar.sources import Pictures
 from vlkd.data.oscar.texts import read_captions
 from vlkd.errors import VlkdError
+from vlkd.regions.paired import RegionRecord, geometry
 
 FORMS = ("captioning", "pre-training", "extractor", "tensors")
 
@@ -51,6 +53,28 @@ def test_other_dtypes_are_read_when_they_are_named(dtype: str, tmp_path: Path) -
     store = import_oscar(Sources(own=path, stored_as=dtype), tmp_path / "other", dtype="float32").store
     expected = features("42", 2, 7).astype(dtype)
     np.testing.assert_array_equal(store.read(["42"], "own")[0].features[:, :7], expected[:, :7].astype(np.float32))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_an_import_takes_no_more_memory_for_more_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 pictures of 130 KB and twice that as text: between the 40th and the last, nothing gathers."""
+    kept: list[int] = []
+
+    def watched(pictures: Pictures, key: str) -> RegionRecord:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        kept.append(1024 * int(line.split()[1]))
+        return record(pictures, key)
+
+    record = Pictures.record
+    monkeypatch.setattr(Pictures, "record", watched)
+    corners = np.array([[0, 0, 10, 10]] * 32, np.float32)
+    rows = np.concatenate([np.ones((32, 1018), np.float32), geometry(corners, 64, 64)], axis=1)
+    paths = [tmp_path / f"{name}.tsv" for name in ("student", "teacher")]
+    for path in paths:
+        write_features(path, {str(number): rows for number in range(400)}, "pre-training")
+    assert sum(path.stat().st_size for path in paths) > 130_000_000
+    import_oscar(Sources(*paths), tmp_path / "data")
+    assert len(kept) == 400 and max(kept[40:]) - kept[40] < 10_000_000
 
 
 def test_a_size_that_one_file_knows_holds_for_all(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ FeatureType = Literal["float32", "float16"]
 
 FORMAT = "vlkd regions 2"
 METADATA = "regions.json"
-ROWS_A_BATCH = 64
+ROWS_A_BATCH = 16
 
 FEATURES: dict[View, tuple[str, ...]] = {
     "paired": ("student_features", "teacher_features"),

@@ -129,6 +129,7 @@ def write_part(path: Path, records: Iterable[RegionRecord], dtype: FeatureType, 
                 for record in batch:
                     seen.add(record)
                 writer.write_batch(pyarrow.record_batch(_columns(batch, dtype), schema=schema))
+                del batch, record  # before the next ones are there
                 batch = list(islice(remaining, layout.ROWS_A_BATCH))
         unfinished.rename(path)
     finally:
