@@ -193,6 +193,15 @@ def test_the_decoder_is_tied_and_every_parameter_learns(config, inputs) -> None:
             assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
 
 
+def test_every_parameter_learns_where_the_decoder_is_not_tied(config, inputs, tmp_path) -> None:
+    config.tie_word_embeddings = False
+    VLForCaptioning(config).save_pretrained(tmp_path)
+    model = VLForCaptioning.from_pretrained(tmp_path)
+    assert model.cls.predictions.decoder.weight is not model.bert.embeddings.word_embeddings.weight
+    model(**inputs).logits.square().sum().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
 def test_dropout_works_while_training(config, inputs) -> None:
     model = VLModel(config).train()
     with torch.no_grad():

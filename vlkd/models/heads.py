@@ -43,6 +43,12 @@ class _LanguageModel(VLPreTrainedModel):
     _tied_weights_keys = _TIED
     cls: BertPreTrainingHeads | BertOnlyMLMHead
 
+    def post_init(self) -> None:
+        super().post_init()
+        if not self.config.tie_word_embeddings:
+            # The decoder then has a bias of its own and nobody reads this one, for which DistributedDataParallel would wait.
+            self.cls.predictions.register_parameter("bias", None)
+
     def _language_logits(self, hidden: Tensor, text_length: int, positions: Tensor | None) -> Tensor:
         text = hidden[:, :text_length]  # [B, T, D]
         return self.cls.predictions(text if positions is None else text[positions])

@@ -332,15 +332,18 @@ def _account(
 ) -> LoadReport:
     """Which tensor goes where; nothing is copied yet."""
     own: dict[str, Tensor] = model.state_dict()
+    if _DECODER_BIAS in own and _BIAS not in own:  # an untied decoder adds the one bias there is
+        if _DECODER_BIAS in names:
+            may_differ = (*may_differ, _BIAS)
+        else:
+            names = {_DECODER_BIAS if ours == _BIAS else ours: name for ours, name in names.items()}
     matched, other_shape = {}, {}
     for ours, name in names.items():
         if ours in own:
             fits = theirs[name].shape == own[ours].shape and theirs[name].is_floating_point()
             (matched if fits else other_shape)[ours] = name
     tied = dict(model.all_tied_weights_keys)
-    if _DECODER_BIAS in own and _DECODER_BIAS not in tied and _BIAS in matched:
-        matched.setdefault(_DECODER_BIAS, matched[_BIAS])  # an untied decoder adds a bias of its own
-    without_bias = _BIAS not in names and names.get(_DECODER, "").removeprefix("module.") == "decoder.weight"
+    without_bias = not {_BIAS, _DECODER_BIAS} & names.keys() and names.get(_DECODER, "").removeprefix("module.") == "decoder.weight"
     zero = [name for name in (_BIAS, _DECODER_BIAS) if without_bias and name in own and name not in {*matched, *tied}]
     missing = [name for name in own if name not in {*matched, *tied, *zero}]
     unexpected = [ours for ours in names if ours not in matched]
