@@ -35,7 +35,7 @@ def test_region_import(benchmark: Any, tmp_path: Path, files: list[Path], name: 
 
     def write() -> None:
         shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        import_oscar(Sources(*files), tmp_path / "data")
+        import_oscar(Sources(student=files[0], teacher=files[1]), tmp_path / "data")
 
     steps: dict[str, Callable[[], None]] = {
         "vlkd": write,

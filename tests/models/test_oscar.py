@@ -129,7 +129,9 @@ def test_captioning_of_the_first_release(tmp_path, captioning_inputs) -> None:
     assert report.zero == ("cls.predictions.decoder.bias",) and report.missing == ()
     assert_accounts_for_all(report, model, first)
     assert_is_oscars(model, {**tensors, "cls.predictions.bias": torch.zeros(V)}, "captioning", captioning_inputs)
-    with pytest.raises(VlkdError, match=r"lacks 1 tensors of a VLForCaptioning, first 'cls\.predictions\.decoder\.bias'"):
+    with pytest.raises(
+        VlkdError, match=r"lacks 1 tensors of a VLForCaptioning, first 'cls\.predictions\.decoder\.bias'"
+    ):
         load_oscar(write(tmp_path, tensors), "captioning")  # with today's names the bias must be there
 
 

@@ -343,7 +343,10 @@ def _account(
             fits = theirs[name].shape == own[ours].shape and theirs[name].is_floating_point()
             (matched if fits else other_shape)[ours] = name
     tied = dict(model.all_tied_weights_keys)
-    without_bias = not {_BIAS, _DECODER_BIAS} & names.keys() and names.get(_DECODER, "").removeprefix("module.") == "decoder.weight"
+    without_bias = (
+        not {_BIAS, _DECODER_BIAS} & names.keys()
+        and names.get(_DECODER, "").removeprefix("module.") == "decoder.weight"
+    )
     zero = [name for name in (_BIAS, _DECODER_BIAS) if without_bias and name in own and name not in {*matched, *tied}]
     missing = [name for name in own if name not in {*matched, *tied, *zero}]
     unexpected = [ours for ours in names if ours not in matched]

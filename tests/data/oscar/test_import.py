@@ -73,7 +73,7 @@ def test_an_import_takes_no_more_memory_for_more_pictures(tmp_path: Path, monkey
     for path in paths:
         write_features(path, {str(number): rows for number in range(400)}, "pre-training")
     assert sum(path.stat().st_size for path in paths) > 130_000_000
-    import_oscar(Sources(*paths), tmp_path / "data")
+    import_oscar(Sources(student=paths[0], teacher=paths[1]), tmp_path / "data")
     assert len(kept) == 400 and max(kept[40:]) - kept[40] < 10_000_000
 
 
