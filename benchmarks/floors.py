@@ -101,9 +101,10 @@ def token_nce(name: str, phase: str, tokens: int, rows: int, width: int, size: i
 
 def floor(work: dict[str, float], ceilings: dict[str, Any], dtype: str) -> tuple[float, str]:
     """Seconds, and which ceiling they are of: "memory", "products" or "exponentials"."""
+    products = ceilings["operations_per_second"]
     seconds = {
         "memory": work["bytes"] / ceilings["bytes_per_second"],
-        "products": work["operations"] / ceilings["operations_per_second"][dtype],
+        "products": work["operations"] / products[dtype] if work["operations"] else 0.0,  # not every dtype has a ceiling
         "exponentials": work["exponentials"] / ceilings["exponentials_per_second"],
     }
     bound = max(seconds, key=lambda name: seconds[name])

@@ -30,6 +30,7 @@ def test_a_floor_is_that_of_the_slowest_part() -> None:
     work = {"bytes": 20.0, "operations": 100.0, "exponentials": 5.0}
     assert floors.floor(work, best, "float32") == (2.0, "memory")
     assert floors.floor(work | {"exponentials": 20.0}, best, "float32") == (4.0, "exponentials")
+    assert floors.floor(work | {"operations": 0.0}, best, "float16") == (2.0, "memory")
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
