@@ -104,7 +104,9 @@ def floor(work: dict[str, float], ceilings: dict[str, Any], dtype: str) -> tuple
     products = ceilings["operations_per_second"]
     seconds = {
         "memory": work["bytes"] / ceilings["bytes_per_second"],
-        "products": work["operations"] / products[dtype] if work["operations"] else 0.0,  # not every dtype has a ceiling
+        "products": work["operations"] / products[dtype]
+        if work["operations"]
+        else 0.0,  # not every dtype has a ceiling
         "exponentials": work["exponentials"] / ceilings["exponentials_per_second"],
     }
     bound = max(seconds, key=lambda name: seconds[name])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vlkd.data import IGNORED, AnswerVocabulary, CaptioningSet, PretrainingSet, VQASet
+from vlkd.data.masking import TokenIds, mask_tokens
 from vlkd.data.tasks import another_picture
 from vlkd.errors import VlkdError
 from vlkd.recipes.schema import Text
@@ -54,6 +55,28 @@ def test_samples_depend_on_seed_epoch_and_index_only(make, kind) -> None:
     backwards = make(kind, seed=3)
     assert [content(backwards[index]) for index in reversed(range(6))] == first[::-1]
     assert epoch_of(make(kind, seed=4), 0) != first
+
+
+@pytest.mark.parametrize("view", ["paired", "misaligned"])
+def test_what_a_seed_draws_stays_what_it_was(make, tokenizer, text, view) -> None:
+    """Mismatch, other picture, caption, text, tags, the teacher's own: in this order from (seed, task, epoch, index)."""
+    dataset, tokens = make(PretrainingSet, view, seed=3), TokenIds.of(tokenizer)
+    dataset.set_epoch(7)
+    for index in range(6):
+        rng = np.random.default_rng((3, 0, 7, index))
+        matched = rng.random() >= text.mismatched
+        source = index if matched else (index + int(rng.integers(1, 6))) % 6
+        caption = dataset._captions[source][rng.integers(2)]
+        words, labels = mask_tokens(caption, rng, tokens, text.masking)
+        tags, tags_labels = mask_tokens(dataset._tags[index], rng, tokens, text.tags_masking)
+        found = dataset[index]
+        assert found.matched == matched
+        expected = [words, labels, tags, tags_labels]
+        drawn = [found.text, found.text_labels, found.tags, found.tags_labels]
+        if view == "misaligned":
+            expected.append(mask_tokens(dataset._own_tags[index], rng, tokens, text.tags_masking)[0])
+            drawn.append(found.own_tags)
+        assert [row.tolist() for row in drawn] == [row.tolist() for row in expected]
 
 
 def test_pretraining_mismatches_half_of_the_pairs_with_another_pictures_caption(make, corpus, tokenizer) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from vlkd.objectives import Term, rows_counted
+from vlkd.objectives import Term
 from vlkd.recipes import Distillation, Recipe, Schedule
 from vlkd.training import Stage, StageInputs
 from vlkd.training.method import Method
@@ -22,6 +22,15 @@ from vlkd.training.trainer import MethodTrainer
 from vlkd_kernels import RingQueue
 
 TASKS = ("pretraining", "captioning", "vqa")
+POOLED = {"pooling": "mean", "layers": "all"}
+SQUARED = {"hidden": "mse"}
+#: A task, and settings of its distillation.
+CASES = [
+    *(pytest.param(task, {}, id=task) for task in TASKS),
+    pytest.param("pretraining", POOLED, id="pretraining, pooled, all layers"),
+    pytest.param("captioning", SQUARED, id="captioning, squared"),
+    pytest.param("vqa", POOLED | SQUARED, id="vqa, pooled, squared, all layers"),
+]
 
 
 class GradientSpy(TrainerCallback):
@@ -63,13 +72,15 @@ def _terms(trainer: MethodTrainer, batch: dict[str, Tensor]) -> dict[str, Term]:
     return trainer.method.terms(trainer.trained(batch), trainer.teacher(batch), batch)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_an_accumulated_step_equals_one_at_once(build: Callable[..., MethodTrainer], task: str) -> None:
+@pytest.mark.parametrize(("task", "settings"), CASES)
+def test_an_accumulated_step_equals_one_at_once(
+    build: Callable[..., MethodTrainer], task: str, settings: dict[str, str]
+) -> None:
     seen, queues = [], []
     for accumulation in (1, 4):
         # Steps so small that the second one, which reads a filled queue, starts from the same weights.
         schedule = Schedule(steps=2, batch=64, accumulation=accumulation, lr=1e-12, clip=1e9, log_every=1)
-        trainer = build(task, schedule, dropout=0.0)
+        trainer = build(task, schedule, dropout=0.0, **settings)
         spy = GradientSpy(trainer.trained)
         trainer.add_callback(spy)
         trainer.train()
@@ -77,39 +88,46 @@ def test_an_accumulated_step_equals_one_at_once(build: Callable[..., MethodTrain
         queues.append(trainer.method.queue)
     for at_once, accumulated in zip(*seen, strict=True):
         assert (at_once - accumulated).abs().max() <= 1e-5 * at_once.abs().max()
+    if "hidden" in settings:
+        assert queues == [None, None]
+        return
     for at_once, accumulated in zip(queues[0].buffers(), queues[1].buffers(), strict=True):
         torch.testing.assert_close(at_once, accumulated, rtol=0, atol=1e-6)  # teacher forwards of other batch shapes
     assert queues[0].fill == 48 and torch.equal(queues[0].ids, queues[1].ids)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_counts_known_before_the_step_are_those_of_the_terms(build: Callable[..., MethodTrainer], task: str) -> None:
-    trainer = build(task)
+@pytest.mark.parametrize(("task", "settings"), CASES)
+def test_counts_known_before_the_step_are_those_of_the_terms(
+    build: Callable[..., MethodTrainer], task: str, settings: dict[str, str]
+) -> None:
+    trainer = build(task, **settings)
     batch = _batch(trainer)
     terms = _terms(trainer, batch)
-    counts = rows_counted(batch, tuple(terms), trainer.method.heads)
-    assert counts.tolist() == [int(term.count) for term in terms.values()]
+    assert trainer.method.rows_counted(batch).tolist() == [int(term.count) for term in terms.values()]
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_padding_counts_nowhere(build: Callable[..., MethodTrainer], task: str) -> None:
-    trainers = [build(task), build(task, padding=7)]
+@pytest.mark.parametrize(("task", "settings"), CASES)
+def test_padding_counts_nowhere(build: Callable[..., MethodTrainer], task: str, settings: dict[str, str]) -> None:
+    trainers = [build(task, **settings), build(task, padding=7, **settings)]
     rows = torch.randn(32, 16, generator=torch.Generator().manual_seed(1))
     losses = []
     for trainer in trainers:
-        trainer.method.queue.enqueue_(rows)
+        if trainer.method.queue is not None:
+            trainer.method.queue.enqueue_(rows)
         losses.append(_terms(trainer, _batch(trainer)))
     for name, term in losses[0].items():
         torch.testing.assert_close(term.sum, losses[1][name].sum, rtol=1e-4, atol=1e-5)
         assert term.count == losses[1][name].count
 
 
-def test_mismatched_pairs_are_not_distilled(build: Callable[..., MethodTrainer]) -> None:
-    trainer = build()
+@pytest.mark.parametrize("settings", [{}, POOLED, POOLED | SQUARED], ids=["tokens", "pooled", "pooled, squared"])
+def test_mismatched_pairs_are_not_distilled(build: Callable[..., MethodTrainer], settings: dict[str, str]) -> None:
+    trainer = build(**settings)
     batch = _batch(trainer)
     mismatched = batch["matched"] == 0
     assert 0 < mismatched.sum() < 16
-    trainer.method.queue.enqueue_(torch.randn(32, 16, generator=torch.Generator().manual_seed(1)))
+    if trainer.method.queue is not None:
+        trainer.method.queue.enqueue_(torch.randn(32, 16, generator=torch.Generator().manual_seed(1)))
     before = _terms(trainer, batch)
     changed = dict(batch)
     for name in ("student_regions", "teacher_regions"):

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vlkd.cli import data, demo, recipes, regions, run, score, stages
+from vlkd.cli import data, demo, recipes, regions, run, score, stages, study
 from vlkd.errors import VlkdError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for _panel, _commands in {
-    "The rendered world": (demo.demo, demo.render, demo.caption, demo.answer),
+    "The rendered world": (demo.demo, study.study, demo.render, demo.caption, demo.answer),
     "Your own data": (
         regions.regions,
         stages.checkpoint,

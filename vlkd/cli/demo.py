@@ -69,7 +69,7 @@ def demo(
     from vlkd.pipeline import run_method
     from vlkd.recipes import load_recipe
 
-    changes = [*(settings or []), f"seed={seed}"]
+    changes = [*(settings or []), f"seed={seed}", f"world.seed={seed}"]
     if from_scratch:
         changes.append("detectors.weights=train")
     recipe = load_recipe("quick" if quick else "demo", changes)

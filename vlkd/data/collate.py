@@ -3,6 +3,9 @@
 Legend: B samples, C caption or question tokens (the budget), G tag tokens (the budget), T = C + G, R regions,
 L = T + R, A answers, Fs and Ft the detectors' feature widths. The sequence is
 ``[CLS] text [SEP] pad... | tags [SEP] pad... | regions pad...``.
+
+A sample has one of three views: both models read the student's boxes and tags (``paired``), the teacher reads its own
+(``own``), or each model reads its own and the two are compared all the same (``misaligned``).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Task = Literal["pretraining", "captioning", "vqa"]
+SampleView = Literal["paired", "own", "misaligned"]
 Batch = dict[str, Tensor]
 
 
@@ -40,6 +44,7 @@ class Sample:
         matched: whether text and picture belong together, where that is to be told.
         answers: float32 [A], where there is a question.
         hide_picture: nobody may see tags and regions.
+        own_tags: int64 [<= G], what the teacher reads in place of ``tags``, already masked; view ``misaligned`` only.
     """
 
     key: str
@@ -50,6 +55,7 @@ class Sample:
     matched: bool | None = None
     answers: np.ndarray | None = None
     hide_picture: bool = False
+    own_tags: np.ndarray | None = None
 
 
 class Collator:
@@ -59,8 +65,9 @@ class Collator:
 
     ======================================== ====================================================================
     input_ids, token_type_ids, position_ids  int64 [B, T]; type 0 text, 1 tags
-    student_regions                          float32 [B, R, Fs], view ``paired`` only
-    teacher_regions                          float32 [B, R, Ft]
+    student_regions                          float32 [B, R, Fs], not in the view ``own``
+    teacher_regions                          float32 [B, R, Ft], of the student's boxes in the view ``paired``, else
+                                             of the teacher's own
     attention_mask                           bool, True = may attend: [B, 1, L], or [B, L, L] in captioning
     valid                                    bool [B, L], no padding
     distill_mask                             bool [B, L], valid and of a matching pair
@@ -68,17 +75,23 @@ class Collator:
     mlm_labels                               int64 [B, T]; pre-training and captioning
     matched                                  int64 [B], 1 = text and picture belong together; pre-training
     answers                                  float32 [B, A], soft targets; VQA
+    teacher_input_ids                        int64 [B, T], the same text, the teacher's own tags; ``misaligned``
+    teacher_attention_mask                   bool, as ``attention_mask``; ``misaligned``
+    compared_attention_mask                  bool, True = both models may attend; ``misaligned``
     ======================================== ====================================================================
+
+    In the view ``misaligned`` everything without ``teacher_`` in its name is of the student's sequence. Tags and regions
+    of the two sequences are paired by their index, and ``distill_mask`` is true where both have a token.
 
     Tags have the same position ids in all tasks, though questions and captions have different budgets: they start
     after the longer of the two. R is the source's ``max_regions``.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, text: Text, view: View, source: RegionSource, task: Task
+        self, tokenizer: PreTrainedTokenizerFast, text: Text, view: SampleView, source: RegionSource, task: Task
     ) -> None:
         self.tokens = TokenIds.of(tokenizer)
-        self.view: View = view
+        self.view: SampleView = view
         self.source = source
         self.task: Task = task
         self.text_budget = text.question if task == "vqa" else text.caption
@@ -86,13 +99,13 @@ class Collator:
         self.tags_start = max(text.caption, text.question)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        source = self.source
-        regions = RegionBatch.empty(len(samples), source.max_regions, source.student_dim, source.teacher_dim, self.view)
-        source.read_into([sample.key for sample in samples], self.view, regions)
-        batch = self._text(samples)
-        roles = ("student_regions", "teacher_regions") if self.view == "paired" else ("teacher_regions",)
+        view = stored_view(self.view)
+        tags = [sample.tags for sample in samples]
+        regions = self._regions(samples, view)
+        batch = self._text(samples, tags)
+        roles = ("student_regions", "teacher_regions") if view == "paired" else ("teacher_regions",)
         batch |= dict(zip(roles, regions.features, strict=True))
-        valid = self._valid(samples, regions.counts.tolist())
+        valid = self._valid(samples, tags, regions.counts.tolist())
         batch["valid"] = valid
         batch["attention_mask"] = self._attention(valid, self.text_budget)
         matched = torch.tensor([sample.matched is not False for sample in samples])
@@ -105,21 +118,48 @@ class Collator:
         answers = [sample.answers for sample in samples if sample.answers is not None]
         if answers:
             batch["answers"] = torch.from_numpy(np.stack(answers))
+        if self.view == "misaligned":
+            batch |= self._of_the_teacher(samples, batch)
         return batch
 
-    def _text(self, samples: Sequence[Sample]) -> Batch:
-        count, start = len(samples), self.text_budget
-        ids = np.full((count, start + self.tags_budget), self.tokens.pad, dtype=np.int64)
-        for row, sample in enumerate(samples):
+    def _of_the_teacher(self, samples: Sequence[Sample], batch: Batch) -> Batch:
+        """What differs in a batch where the teacher reads its own tags and regions."""
+        tags = [sample.own_tags for sample in samples if sample.own_tags is not None]
+        regions = self._regions(samples, "own")
+        valid = self._valid(samples, tags, regions.counts.tolist())
+        attention = self._attention(valid, self.text_budget)
+        return {
+            "teacher_input_ids": self._ids(samples, tags),
+            "teacher_regions": regions.features[0],
+            "teacher_attention_mask": attention,
+            "compared_attention_mask": batch["attention_mask"] & attention,
+            "distill_mask": batch["distill_mask"] & valid,
+        }
+
+    def _regions(self, samples: Sequence[Sample], view: View) -> RegionBatch:
+        source = self.source
+        regions = RegionBatch.empty(len(samples), source.max_regions, source.student_dim, source.teacher_dim, view)
+        source.read_into([sample.key for sample in samples], view, regions)
+        return regions
+
+    def _ids(self, samples: Sequence[Sample], tags: Sequence[np.ndarray]) -> Tensor:
+        start = self.text_budget
+        ids = np.full((len(samples), start + self.tags_budget), self.tokens.pad, dtype=np.int64)
+        for row, (sample, words) in enumerate(zip(samples, tags, strict=True)):
             ids[row, : len(sample.text)] = sample.text
-            ids[row, start : start + len(sample.tags)] = sample.tags
-        types = torch.zeros(ids.shape, dtype=torch.int64)
+            ids[row, start : start + len(words)] = words
+        return torch.from_numpy(ids)
+
+    def _text(self, samples: Sequence[Sample], tags: Sequence[np.ndarray]) -> Batch:
+        start = self.text_budget
+        ids = self._ids(samples, tags)
+        types = torch.zeros_like(ids)
         types[:, start:] = 1
         positions = torch.cat((torch.arange(start), self.tags_start + torch.arange(self.tags_budget)))
         return {
-            "input_ids": torch.from_numpy(ids),
+            "input_ids": ids,
             "token_type_ids": types,
-            "position_ids": positions.repeat(count, 1),
+            "position_ids": positions.repeat(len(samples), 1),
         }
 
     def _labels(self, samples: Sequence[Sample]) -> Tensor:
@@ -132,13 +172,13 @@ class Collator:
                 labels[row, start : start + len(sample.tags)] = sample.tags_labels
         return torch.from_numpy(labels)
 
-    def _valid(self, samples: Sequence[Sample], counts: list[int]) -> Tensor:
+    def _valid(self, samples: Sequence[Sample], tags: Sequence[np.ndarray], counts: list[int]) -> Tensor:
         start, end = self.text_budget, self.text_budget + self.tags_budget
         valid = np.zeros((len(samples), end + self.source.max_regions), dtype=bool)
-        for row, (sample, count) in enumerate(zip(samples, counts, strict=True)):
+        for row, (sample, words, count) in enumerate(zip(samples, tags, counts, strict=True)):
             valid[row, : len(sample.text)] = True
             if not sample.hide_picture:
-                valid[row, start : start + len(sample.tags)] = True
+                valid[row, start : start + len(words)] = True
                 valid[row, end : end + count] = True
         return torch.from_numpy(valid)
 
@@ -150,9 +190,18 @@ class Collator:
 
 
 def model_inputs(batch: Batch, role: Literal["teacher", "student"]) -> Batch:
-    """What the forward pass of a model takes: text, masks, and the regions of its own detector."""
+    """What the forward pass of a model takes: text, masks, and the regions of its own detector.
+
+    What a batch holds under the role's own name, such as ``teacher_input_ids``, takes the place of what both share.
+    """
     shared = ("input_ids", "token_type_ids", "position_ids", "attention_mask")
-    return {name: batch[name] for name in shared} | {"regions": batch[f"{role}_regions"]}
+    inputs = {name: batch.get(f"{role}_{name}", batch[name]) for name in shared}
+    return inputs | {"regions": batch[f"{role}_regions"]}
+
+
+def stored_view(view: SampleView) -> View:
+    """The view of the store that gives a sequence's tags and regions: the student's where the two read different ones."""
+    return "own" if view == "own" else "paired"
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -74,6 +75,18 @@ class Corpus:
         rows = tuple(rows)
         kept = (tuple(of[row] for row in rows) for of in (self.keys, self.captions, self.questions))
         return Corpus(self.split, *kept)  # type: ignore[arg-type]
+
+    def share(self, share: float) -> Corpus:
+        """``round(share · pictures)`` of the pictures, at least 2, in their order.
+
+        They are the first by the SHA-256 of their keys: the same in every run, and a smaller share is a part of every
+        larger one.
+        """
+        count = max(round(share * len(self)), 2)
+        if count >= len(self):
+            return self
+        by_hash = sorted(range(len(self)), key=lambda row: hashlib.sha256(self.keys[row].encode()).digest())
+        return self.only(sorted(by_hash[:count]))
 
     def texts(self) -> Iterator[str]:
         """Every caption, every question with its answer behind it."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlkd.data.collate import Batch, Collator, Sample, Task
+from vlkd.data.collate import Batch, Collator, Sample, SampleView, Task, stored_view
 from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.masking import TokenIds, mask_caption, mask_tokens
-from vlkd.data.store import RegionSource, View
+from vlkd.data.store import RegionSource
 from vlkd.errors import VlkdError
 from vlkd.recipes.schema import Text
 from vlkd.scenes import Question
@@ -41,7 +41,7 @@ class _TaskSet(Dataset[Sample]):
         source: RegionSource,
         tokenizer: PreTrainedTokenizerFast,
         text: Text,
-        view: View,
+        view: SampleView,
         *,
         seed: int = 0,
         condition: Condition = "picture",
@@ -56,7 +56,8 @@ class _TaskSet(Dataset[Sample]):
         self._text = text
         shown = another_picture(len(corpus)) if condition == "other" else np.arange(len(corpus))
         self._shown = [corpus.keys[index] for index in shown]
-        self._tags = self._tag_ids(source.tags(self._shown, view))
+        self._tags = self._tag_ids(source.tags(self._shown, stored_view(view)))
+        self._own_tags = self._tag_ids(source.tags(self._shown, "own")) if view == "misaligned" else None
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew from now on."""
@@ -87,6 +88,7 @@ class _TaskSet(Dataset[Sample]):
         return {
             "key": self._shown[index],
             "tags": self._tags[index],
+            "own_tags": self._own_tags[index] if self._own_tags else None,
             "hide_picture": self.condition == "none",
         }
 
@@ -118,6 +120,8 @@ class PretrainingSet(_TaskSet):
         text, text_labels = mask_tokens(caption, rng, self._tokens, self._text.masking)
         picture = self._picture(index)
         picture["tags"], tags_labels = mask_tokens(picture["tags"], rng, self._tokens, self._text.tags_masking)
+        if picture["own_tags"] is not None:  # drawn last, so that all else is drawn as in the view "paired"
+            picture["own_tags"], _ = mask_tokens(picture["own_tags"], rng, self._tokens, self._text.tags_masking)
         return Sample(**picture, text=text, text_labels=text_labels, tags_labels=tags_labels, matched=matched)
 
 

@@ -5,13 +5,15 @@ mean over tokens and not a mean of means. :func:`rows_counted` gives those count
 """
 
 from vlkd.objectives.answers import answer_classification
-from vlkd.objectives.attention import attention_transfer
+from vlkd.objectives.attention import attention_transfer, paired_layers
 from vlkd.objectives.classes import class_distillation
 from vlkd.objectives.counting import rows_counted
 from vlkd.objectives.hidden import hidden_nce
+from vlkd.objectives.hidden_mse import hidden_mse
 from vlkd.objectives.language import masked_language
 from vlkd.objectives.ledger import Ledger
 from vlkd.objectives.matching import image_text_matching
+from vlkd.objectives.pooling import mean_over_tokens
 from vlkd.objectives.term import Term
 
 __all__ = [
@@ -20,8 +22,11 @@ __all__ = [
     "answer_classification",
     "attention_transfer",
     "class_distillation",
+    "hidden_mse",
     "hidden_nce",
     "image_text_matching",
     "masked_language",
+    "mean_over_tokens",
+    "paired_layers",
     "rows_counted",
 ]

@@ -10,6 +10,19 @@ from vlkd.objectives.term import Term
 from vlkd_kernels import attention_mse
 
 
+def paired_layers(student: int, teacher: int) -> tuple[int, ...]:
+    """The teacher's layer of the same relative depth for each of the student's, as indices from 0.
+
+    Layer i of S, counted from 1, has layer round(i T / S) of T, ties upward: the last has the last, and a student that
+    is less deep skips layers of its teacher. A teacher that is less deep has layers that serve several times, its first
+    one wherever the formula says 0.
+
+    Args:
+        student, teacher: S and T, how many layers each has.
+    """
+    return tuple(max((2 * i * teacher + student) // (2 * student), 1) - 1 for i in range(1, student + 1))
+
+
 def attention_transfer(
     student: tuple[Tensor, Tensor, float],
     teacher: tuple[Tensor, Tensor, float],

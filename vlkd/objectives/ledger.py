@@ -26,7 +26,8 @@ class Ledger:
     are those of the logged step.
 
     The gradient is measured at the *input of the student's last layer*: the last place through which all terms
-    pass, because the attention loss reaches the last layer's queries and keys but not its output.
+    pass, because the attention loss reaches the last layer's queries and keys but not its output. Where more layers'
+    attention is compared, what it gives the earlier ones is not in these numbers.
 
     Args:
         weights: name of each term → its weight in the loss.

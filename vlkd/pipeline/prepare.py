@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
 
     def pixels(regions: Regions | PairedRegions) -> np.ndarray:
         index = corpora["test"].keys.index(regions.key)
-        return make_picture(recipe.seed, "test", index, size=recipe.world.picture_size).pixels
+        return make_picture(recipe.world.seed, "test", index, size=recipe.world.picture_size).pixels
 
     return Prepared(data, pixels, regions["ap50"], regions["seconds"])
 
@@ -73,23 +73,21 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
 def pictures(recipe: Recipe, split: str, count: int | None = None) -> Iterator[Picture]:
     """The pictures of a split, rendered as they are asked for."""
     for index in range(getattr(recipe.world, split) if count is None else count):
-        yield make_picture(recipe.seed, split, index, size=recipe.world.picture_size)
+        yield make_picture(recipe.world.seed, split, index, size=recipe.world.picture_size)
 
 
 def _fit_detectors(recipe: Recipe, folder: Path) -> None:
-    run = Run.begin(folder, {"seed": recipe.seed, **recipe.detectors.model_dump()})
+    run = Run.begin(folder, {"seed": recipe.world.seed, **recipe.detectors.model_dump()})
     if not run.finished:
         fitted = fit_detectors(
-            folder / "weights", recipe.detectors, recipe.seed, picture_size=recipe.world.picture_size
+            folder / "weights", recipe.detectors, recipe.world.seed, picture_size=recipe.world.picture_size
         )
         run.finish(**{role: {"ap50": one.ap50, "seconds": one.seconds} for role, one in fitted.items()})
 
 
 def _extract_regions(recipe: Recipe, folder: Path) -> dict:
     """Render every picture once, keep its regions and its texts; returns what the run's results.json holds."""
-    settings = {
-        "seed": recipe.seed, "world": recipe.world.model_dump(), "detectors": recipe.detectors.model_dump()
-    }  # fmt: skip
+    settings = {"world": recipe.world.model_dump(), "detectors": recipe.detectors.model_dump()}
     run = Run.begin(folder / "regions", settings)
     if run.finished:
         return run.results()

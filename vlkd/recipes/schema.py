@@ -14,6 +14,7 @@ class _Section(BaseModel):
 class World(_Section):
     """The rendered pictures (``vlkd.scenes``)."""
 
+    seed: int = Field(default=0, ge=0, description="which pictures are drawn")
     picture_size: int = Field(default=192, ge=64, le=512, description="side of a rendered picture, pixels")
     train: int = Field(default=1200, ge=1, description="pictures to train on")
     validation: int = Field(default=200, ge=1)
@@ -88,11 +89,23 @@ class Distillation(_Section):
     beta: float = Field(default=1.0, ge=0, description="weight of the hidden loss")
     gamma: float = Field(default=1.0, ge=0, description="weight of the class loss, fine-tuning only")
     distance: Literal["mse", "kl"] = "mse"
-    temperature: float = Field(default=0.07, gt=0, description="tau of the token NCE")
+    layers: Literal["last", "all"] = Field(
+        default="last",
+        description="whose attention is compared: the last layer's, or every layer's of the student, each with the teacher's "
+        "of the same relative depth",
+    )
+    hidden: Literal["nce", "mse"] = Field(
+        default="nce",
+        description="the hidden loss: contrast with a queue, or mean squared difference, which has no queue",
+    )
+    pooling: Literal["token", "mean"] = Field(
+        default="token", description="what the hidden loss compares: every token, or the mean over a sequence's tokens"
+    )
+    temperature: float = Field(default=0.07, gt=0, description="tau of the NCE")
     class_temperature: float = Field(default=1.0, gt=0, description="tau_d of the class loss")
     queue_size: int = Field(default=4096, ge=0, description="K, rows of teacher hidden states")
-    queue_tokens: int = Field(default=512, ge=1, description="most tokens enqueued an optimizer step, drawn uniformly")
-    in_batch: bool = Field(default=False, description="the other tokens of the batch are negatives too")
+    queue_tokens: int = Field(default=512, ge=1, description="most rows enqueued an optimizer step, drawn uniformly")
+    in_batch: bool = Field(default=False, description="the other rows of the batch are negatives too")
 
 
 class Schedule(_Section):
@@ -168,7 +181,7 @@ class Recipe(_Section):
     """All settings of one run of the whole method."""
 
     name: str
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of weights, order, masks, dropout and queue")
     world: World = World()
     detectors: Detectors = Detectors()
     text: Text = Text()

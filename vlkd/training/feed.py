@@ -10,7 +10,8 @@ from torch import Tensor
 from vlkd.training.seeds import derive_seed
 from vlkd_kernels import RingQueue
 
-# B samples of a micro-batch, L tokens, E the teacher's width, A micro-batches a step, W ranks.
+# B samples of a micro-batch, L rows of each (its tokens, or their mean alone), E the teacher's width, A micro-batches a step,
+# W ranks.
 
 
 class QueueFeed:

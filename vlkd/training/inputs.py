@@ -130,14 +130,20 @@ class StageData:
         return self.answers or AnswerVocabulary.of_corpus(self.corpora["train"])
 
     def inputs(self, recipe: Recipe, stage: Stage) -> StageInputs:
-        """The training samples of ``stage``."""
-        corpus = self.corpora["train"].with_texts("questions" if stage.task == "vqa" else "captions")
+        """The training samples of ``stage``: its share of the pictures that have texts for its task.
+
+        Tokenizer, answer vocabulary and fingerprint are those of all the data.
+
+        Raises:
+            VlkdError: no picture has such texts, or the store lacks the regions of the stage's view.
+        """
+        corpus = self.corpora["train"].with_texts("questions" if stage.task == "vqa" else "captions").share(stage.share)
         common = (corpus, self.store, self.tokenizer, recipe.text, stage.view)
         answers = None
         if stage.task == "vqa":
             vocabulary = self.answer_vocabulary()
             samples = VQASet(*common, seed=self.seed, answers=vocabulary)
-            answers = self._answers(vocabulary, recipe.text)
+            answers = self._answers(vocabulary, corpus, recipe.text)
         else:
             kind = {"pretraining": PretrainingSet, "captioning": CaptioningSet}[stage.task]
             samples = kind(*common, seed=self.seed)
@@ -150,8 +156,8 @@ class StageData:
             answers,
         )
 
-    def _answers(self, vocabulary: AnswerVocabulary, text: Text) -> Answers:
-        log_odds = torch.from_numpy(vocabulary.log_odds(self.corpora["train"]))
+    def _answers(self, vocabulary: AnswerVocabulary, corpus: Corpus, text: Text) -> Answers:
+        log_odds = torch.from_numpy(vocabulary.log_odds(corpus))
         words = self.tokenizer(list(vocabulary.answers), add_special_tokens=False)["input_ids"]
         mask_id = TokenIds.of(self.tokenizer).mask if text.answer_from == "mask" else None
         return Answers(log_odds, words, mask_id)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlkd.errors import VlkdError
 from vlkd.objectives import Term
-from vlkd.training.method import FUSED, Method
+from vlkd.training.method import Method
 from vlkd.training.trained import Forward
 
 # The largest relative difference by the dtype of a loss's products. The reference sums the same rounded inputs in float32; a
@@ -29,7 +29,6 @@ class ParityGuard:
     def __init__(self, method: Method, steps: int) -> None:
         self._method = method
         self._steps = steps
-        self._names = tuple(name for name in FUSED if name in method.weights)
         self._step = 0
         self._worst: dict[str, float] = {}
 
@@ -45,7 +44,7 @@ class ParityGuard:
             return
         if step != self._step:
             self._step, self._worst = step, {}
-        for name in self._names:
+        for name in self._method.fused:
             self._compare(name, terms[name], student, teacher, batch)
 
     def row(self, step: int) -> dict[str, float]:
@@ -55,9 +54,12 @@ class ParityGuard:
     def _compare(self, name: str, term: Term, student: Forward, teacher: Forward, batch: Mapping[str, Tensor]) -> None:
         inputs = _inputs(name, student)
         copies = {key: tensor.detach().requires_grad_() for key, tensor in inputs.items()}
-        reference = self._method.reference(name, _with_inputs(student, copies), teacher, batch)
-        found = torch.autograd.grad(term.sum, list(inputs.values()), retain_graph=True)
-        expected = torch.autograd.grad(reference.sum, list(copies.values()))
+        # Of copies, for the queries of one layer move the maps of those behind it too, by way of the model.
+        apart = _with_inputs(student, copies)
+        fused, reference = (
+            self._method.fused_term(name, apart, teacher, batch, backend) for backend in (None, "reference")
+        )
+        found, expected = (torch.autograd.grad(each.sum, list(copies.values())) for each in (fused, reference))
         tolerance = _TOLERANCES[_product_dtype(next(iter(inputs.values())))]
         self._judge(name, "value", term.sum.detach(), reference.sum.detach(), tolerance)
         for key, one, other in zip(inputs, found, expected, strict=True):
@@ -80,15 +82,24 @@ class ParityGuard:
 
 
 def _inputs(name: str, student: Forward) -> dict[str, Tensor]:
+    """What a term is differentiated for; layers before the last are named by their place among the compared ones."""
     if name == "hidden":
         return {"projected hidden states": student.projected}
-    return {"queries": student.attention.query, "keys": student.attention.key}
+    inputs = {"queries": student.attention.query, "keys": student.attention.key}
+    for place, layer in enumerate(student.earlier_attention, start=1):
+        inputs |= {f"queries of layer {place}": layer.query, f"keys of layer {place}": layer.key}
+    return inputs
 
 
 def _with_inputs(student: Forward, inputs: dict[str, Tensor]) -> Forward:
     if "queries" not in inputs:
         return student._replace(projected=inputs["projected hidden states"])
-    return student._replace(attention=student.attention._replace(query=inputs["queries"], key=inputs["keys"]))
+    earlier = tuple(
+        layer._replace(query=inputs[f"queries of layer {place}"], key=inputs[f"keys of layer {place}"])
+        for place, layer in enumerate(student.earlier_attention, start=1)
+    )
+    last = student.attention._replace(query=inputs["queries"], key=inputs["keys"])
+    return student._replace(attention=last, earlier_attention=earlier)
 
 
 def _product_dtype(tensor: Tensor) -> torch.dtype:

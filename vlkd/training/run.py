@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from transformers.utils import logging
 
 from vlkd.errors import VlkdError
 from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder, load_model, start_from
-from vlkd.recipes import Recipe
+from vlkd.objectives import paired_layers
+from vlkd.recipes import Distillation, Recipe
 from vlkd.runs import Run
 from vlkd.training.arguments import process_state, training_arguments
 from vlkd.training.callbacks import MetricsFile, ProgressBar
@@ -82,20 +84,44 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
     return folder / MODEL
 
 
-def stage_settings(recipe: Recipe, stage: Stage, seed: int) -> dict[str, Any]:
-    """Everything that the result depends on, apart from the data, as plain values."""
+def weights_hash(folder: Path) -> str:
+    """Names the weights of the model in ``folder``.
+
+    Raises:
+        VlkdError: there is none.
+    """
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise VlkdError(f"There is no model in '{folder}' (no model.safetensors): train the stage that makes it first.")
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def stage_settings(
+    recipe: Recipe, stage: Stage, seed: int, name_weights: Callable[[Path], str] = weights_hash
+) -> dict[str, Any]:
+    """Everything that the result depends on, apart from the data, as plain values.
+
+    ``name_weights`` names the weights in a folder, by default after what they are.
+    """
     settings: dict[str, Any] = {key: value for key, value in asdict(stage).items() if isinstance(value, str)}
     settings["seed"] = seed
     settings["encoder"] = stage.encoder(recipe).model_dump()
     settings["text"] = recipe.text.model_dump()
     settings["schedule"] = stage.schedule.model_dump(exclude_none=True)
+    if stage.share != 1:
+        settings["share"] = stage.share
     if numerics := recipe.training.numerics():
         settings["training"] = numerics
     if stage.start:
-        settings["start_weights"] = weights_hash(stage.start)
+        settings["start_weights"] = name_weights(stage.start)
     if stage.teacher:
-        settings["teacher_weights"] = weights_hash(stage.teacher)
-        settings["distillation"] = recipe.distillation.model_dump()
+        settings["teacher_weights"] = name_weights(stage.teacher)
+        only_finetuning = {"gamma", "class_temperature"} if stage.task == "pretraining" else set()
+        settings["distillation"] = recipe.distillation.model_dump(exclude=only_finetuning)
     return settings
 
 
@@ -109,21 +135,25 @@ def build_trainer(folder: Path, recipe: Recipe, stage: Stage, inputs: StageInput
     model = _build_model(recipe, stage, inputs)
     if training.gradient_checkpointing:
         checkpoint_activations(model)
-    weights = stage.weights(recipe.distillation)
-    teacher = _load_teacher(stage, model, arguments.device, weights)
+    distillation = recipe.distillation
+    weights = stage.weights(distillation)
+    teacher = _load_teacher(stage, model, arguments.device, distillation)
     if training.compile:
         for compiled in (model, *((teacher.model,) if teacher else ())):
             compile_layers(compiled)
     teacher_width = teacher.model.config.hidden_size if teacher and "hidden" in weights else None
-    queue = None if teacher_width is None else RingQueue(teacher_width, recipe.distillation.queue_size)
+    queue = None
+    if teacher_width is not None and distillation.hidden == "nce":
+        queue = RingQueue(teacher_width, distillation.queue_size)
+    layers = _compared_layers(distillation, model)
     return MethodTrainer(
-        Trained(model, stage.role, teacher_width, attends="attention" in weights),
-        Method(weights, model.config.num_attention_heads, recipe.distillation, queue),
+        Trained(model, stage.role, teacher_width, attends="attention" in weights, layers=layers),
+        Method(weights, model.config.num_attention_heads, distillation, queue, len(layers)),
         arguments,
         stream=SampleStream(inputs.samples, stage.schedule.steps * stage.schedule.batch, seed),
         collator=inputs.collate,
         teacher=teacher,
-        queue_tokens=recipe.distillation.queue_tokens,
+        queue_tokens=distillation.queue_tokens,
         check_steps=training.check_steps,
         callbacks=[MetricsFile(folder / METRICS), ProgressBar(stage.name)],
     )
@@ -162,11 +192,17 @@ def _check_fits(model: PreTrainedModel, stage: Stage, inputs: StageInputs) -> No
         )
 
 
+def _compared_layers(distillation: Distillation, student: PreTrainedModel) -> tuple[int, ...]:
+    """The student's layers whose attention is compared."""
+    return (-1,) if distillation.layers == "last" else tuple(range(student.config.num_hidden_layers))
+
+
 def _load_teacher(
-    stage: Stage, student: PreTrainedModel, device: torch.device, weights: dict[str, float]
+    stage: Stage, student: PreTrainedModel, device: torch.device, distillation: Distillation
 ) -> Teacher | None:
     if stage.teacher is None:
         return None
+    weights = stage.weights(distillation)
     model = load_model(_CLASSES[stage.task], stage.teacher)
     heads_s, heads_t = student.config.num_attention_heads, model.config.num_attention_heads
     if "attention" in weights and heads_s != heads_t:
@@ -174,7 +210,10 @@ def _load_teacher(
             f"The student has {heads_s} attention heads and the teacher in '{stage.teacher}' has {heads_t}: "
             "attention maps are compared head by head, so give both as many, or set distillation.alpha to 0."
         )
-    return Teacher(model, device, with_logits="classes" in weights)
+    layers = (-1,)
+    if distillation.layers == "all":
+        layers = paired_layers(student.config.num_hidden_layers, model.config.num_hidden_layers)
+    return Teacher(model, device, with_logits="classes" in weights, layers=layers)
 
 
 def _save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None) -> None:
@@ -190,19 +229,3 @@ def _save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor]
         if bars:
             logging.enable_progress_bar()
     os.replace(partial, folder)
-
-
-def weights_hash(folder: Path) -> str:
-    """Names the weights of the model in ``folder``.
-
-    Raises:
-        VlkdError: there is none.
-    """
-    path = Path(folder) / "model.safetensors"
-    if not path.is_file():
-        raise VlkdError(f"There is no model in '{folder}' (no model.safetensors): train the stage that makes it first.")
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]

@@ -26,6 +26,7 @@ class Forward(NamedTuple):
     Attributes:
         hidden: [B, L, D], the last hidden state.
         attention: queries and keys of the last layer, when attention is compared.
+        earlier_attention: those of the layers before it that are compared too, in their order.
         logits: [n, V] or [B, A], when a loss needs them.
         matching_logits: [B, 2], pre-training only.
         projected: [B, L, E], φ(hidden), when hidden states are distilled.
@@ -36,6 +37,12 @@ class Forward(NamedTuple):
     logits: Tensor = _ABSENT
     matching_logits: Tensor = _ABSENT
     projected: Tensor = _ABSENT
+    earlier_attention: tuple[QueryKey, ...] = ()
+
+    @property
+    def compared_attention(self) -> tuple[QueryKey, ...]:
+        """Queries and keys of every compared layer, the last one last."""
+        return (*self.earlier_attention, self.attention)
 
 
 class Trained(nn.Module):
@@ -46,21 +53,29 @@ class Trained(nn.Module):
         role: whose region features it reads.
         teacher_width: E, the projection's output; None leaves the projection out.
         attends: its attention is compared to a teacher's.
+        layers: whose attention that is, the last one last.
 
     Attributes:
-        layer_input: [B, L, D], what the model's last layer read in the latest forward pass. It is no output of the
-            forward, because DistributedDataParallel hands out copies of those, through which no loss is computed.
+        layer_input: [B, L, D], what the model's last layer read in the latest forward pass, at which the ledger measures
+            gradients. Of the attention loss, only the last layer's part passes here, not that of the layers before
+            it. It is no output of the forward, because DistributedDataParallel hands out copies of those, through
+            which no loss is computed.
     """
 
     layer_input: Tensor
 
     def __init__(
-        self, model: PreTrainedModel, role: Role, teacher_width: int | None = None, attends: bool = False
+        self,
+        model: PreTrainedModel,
+        role: Role,
+        teacher_width: int | None = None,
+        attends: bool = False,
+        layers: tuple[int, ...] = (-1,),
     ) -> None:
         super().__init__()
         self.model = model
         self.role: Role = role
-        self.layers = (-1,) if attends else ()
+        self.layers = layers if attends else ()
         self.projection = None
         if teacher_width is not None:
             self.projection = nn.Linear(model.config.hidden_size, teacher_width)
@@ -72,10 +87,11 @@ class Trained(nn.Module):
             output = self.model(**inputs_of(batch, self.role))
         return Forward(
             hidden=output.hidden,
-            attention=captured[-1] if self.layers else _ABSENT,
+            attention=captured[self.layers[-1]] if self.layers else _ABSENT,
             logits=output.logits,
             matching_logits=output.matching_logits,
             projected=self.projection(output.hidden) if self.projection is not None else _ABSENT,
+            earlier_attention=tuple(captured[layer] for layer in self.layers[:-1]),
         )
 
     def _keep_layer_input(self, _layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from vlkd.objectives import Ledger, rows_counted
+from vlkd.objectives import Ledger
 from vlkd.training.callbacks import LogSchedule, is_logged
 from vlkd.training.checkpoints import PARTIAL, discard_partial, publish, with_prefix, without_prefix
 from vlkd.training.feed import QueueFeed
@@ -92,7 +92,7 @@ class MethodTrainer(Trainer):
         self.accelerator.backward(loss * self.accelerator.num_processes)
 
         if self._feed and teacher:
-            self._feed.collect(teacher.hidden, batch["distill_mask"], batch["picture_ids"])
+            self._feed.collect(*self.method.hidden_rows(teacher.hidden, batch), batch["picture_ids"])
         if self.accelerator.sync_gradients:  # the step's last micro-batch
             self._close_step()
         return loss.detach()
@@ -102,8 +102,7 @@ class MethodTrainer(Trainer):
         if self._row_began is None:
             self._row_began = (time.perf_counter(), self.state.global_step)
         batches, _ = super().get_batch_samples(*args, **kwargs)
-        names = tuple(self.method.weights)
-        counts = [rows_counted(batch, names, self.method.heads) for batch in batches]
+        counts = [self.method.rows_counted(batch) for batch in batches]
         total = self._reduce(torch.stack(counts).sum(0).to(self.args.device))  # [terms]
         return batches, total.clamp(min=1)
 

@@ -1,0 +1,6 @@
+"""Experiments over rows and seeds: what distillation is worth, and what of it."""
+
+from vlkd.study.rows import StudySpec, load_study, study_names
+from vlkd.study.run import run_study
+
+__all__ = ["StudySpec", "load_study", "run_study", "study_names"]
