@@ -97,7 +97,7 @@ def test_a_share_is_pre_trained_on_alone() -> None:
 
 def test_chosen_rows_bring_what_they_are_compared_with() -> None:
     spec = load_study("ablations")
-    assert [row.name for row in spec.only(["queue of 64"])] == ["student", "distilled student", "queue of 64"]
+    assert [row.name for row in spec.only(["queue of 64"])] == ["student", "queue of 64"]
     assert spec.only([]) == spec.rows
     with pytest.raises(VlkdError, match="There is no row 'queue of 65': the rows are teacher, "):
         spec.only(["queue of 65"])
@@ -121,6 +121,11 @@ def test_a_study_of_ones_own(tmp_path: Path) -> None:
         ("model: distilled,", "model: adapted, share: 0.1,", "'share' is for students"),
         ("model: distilled,", "model: distilled, changes: [distillation.bta=0],", "did you mean 'beta'"),
         ("seeds: {", "sedes: {", "sedes: Extra inputs"),
+        (
+            "rows:",
+            "claims: [{text: so, first: student, second: nobody}]\nrows:",
+            "'so' names 'nobody', which is no row",
+        ),
         ("rows:", "rows: [", "is not valid YAML"),
     ],
 )

@@ -34,6 +34,16 @@ class RowInfo:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A claim that one row is better than another."""
+
+    text: str
+    first: str  # the row that is claimed to be better
+    second: str
+    paper: str = ""  # what the paper measured, in its own words
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One row trained and examined with one seed. Scores keep their own scale: CIDEr 1.0 is printed as 100.0.
 
@@ -76,6 +86,7 @@ class Study:
     command: str = "vlkd study ablations"
     seconds: float = 0.0  # processor seconds in all
     headline: str = ""  # the row whose difference to its baseline is the study's answer
+    claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -118,10 +129,15 @@ class Study:
         is none. NaN is written as null.
         """
         pictures = self.pictures
-        head = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("rows", "outcomes")}
+        head = {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if each.name not in ("rows", "outcomes", "claims")
+        }
         blocks = [f'"{name}": {_dumps(value)}' for name, value in head.items()]
         blocks.append(f'"pictures": {_dumps(pictures)}')
         blocks.append(_block("rows", [asdict(row) for row in self.rows]))
+        blocks.append(_block("claims", [asdict(claim) for claim in self.claims]))
         blocks.append(_block("outcomes", [_outcome_as_json(outcome, pictures) for outcome in self.outcomes]))
         write_atomically(Path(path), "{\n" + ",\n".join(blocks) + "\n}\n")
 
@@ -139,8 +155,9 @@ class Study:
             found = json.loads(path.read_text(encoding="utf-8"))
             pictures = found.pop("pictures")
             rows = tuple(RowInfo(**row) for row in found.pop("rows"))
+            claims = tuple(Claim(**claim) for claim in found.pop("claims"))
             outcomes = tuple(_outcome_from_json(values, pictures) for values in found.pop("outcomes"))
-            return cls(rows=rows, outcomes=outcomes, **found)
+            return cls(rows=rows, outcomes=outcomes, claims=claims, **found)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise VlkdError(
                 f"Expected '{path}' to hold a study, as `vlkd study` writes it, and could not read it "

@@ -12,6 +12,7 @@ from pathlib import Path
 from vlkd.evaluation.bootstrap import Interval
 from vlkd.report.page_css import CSS
 from vlkd.runs import write_atomically
+from vlkd.study.claims import found_of
 from vlkd.study.findings import METRICS, RowInfo, Study
 from vlkd.study.plots import data_shares, differences, queue_sizes, seed_strips
 from vlkd.study.statistics import Estimate, Result, Summary, summarise
@@ -41,6 +42,7 @@ def page(study: Study) -> str:
         _header(summary),
         _headline(summary),
         _table(summary),
+        _claims(summary),
         _forests(summary),
         _seeds(summary),
         _queue(summary),
@@ -161,6 +163,23 @@ def _result_cells(result: Result) -> str:
 
 def _small(text: str, before: str = "") -> str:
     return "" if text == ABSENT else f"<small>{before}{text}</small>"
+
+
+def _claims(summary: Summary) -> str:
+    lines = "".join(
+        f"<tr><th>{escape(one.claim.text)}<small>{escape(f'{one.claim.first} minus {one.claim.second}.')} "
+        f"{escape(f'The paper: {one.claim.paper}.' if one.claim.paper else '')}</small></th><td>{SHORT[one.metric]}</td>"
+        f"<td>{signed(one.difference.mean)}{_small(bounds(one.difference), 'seeds ')}"
+        f"{_small(bounds(one.over_test_items), 'bootstrap ')}</td><td>{one.verdict}</td></tr>"
+        for one in found_of(summary.study)
+    )
+    if not lines:
+        return ""
+    return (
+        "<h2>The paper’s claims</h2><p>Each says that one row is better than another. The verdict is that of the interval over "
+        'seeds; what includes 0 is not resolved at this size.</p><div class="scroll study"><table><thead><tr><th>claim</th>'
+        f"<th>metric</th><th>difference</th><th>verdict</th></tr></thead><tbody>{lines}</tbody></table></div>"
+    )
 
 
 def _forests(summary: Summary) -> str:

@@ -50,6 +50,15 @@ class Row(_Part):
         return self
 
 
+class ClaimedBetter(_Part):
+    """A claim of the paper, as a difference of two rows."""
+
+    text: str
+    first: str = Field(description="the row that is claimed to be better")
+    second: str
+    paper: str = Field(default="", description="what the paper measured")
+
+
 class Seeds(_Part):
     """How many trainings a row has; their seeds are 0, 1, …"""
 
@@ -64,6 +73,7 @@ class StudySpec(_Part):
     recipe: str = Field(description="name or path of the recipe that all rows start from")
     seeds: Seeds = Seeds()
     rows: tuple[Row, ...] = Field(min_length=1)
+    claims: tuple[ClaimedBetter, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_known(self) -> StudySpec:
@@ -73,6 +83,10 @@ class StudySpec(_Part):
                 raise ValueError(f"two rows are called '{row.name}'")
             if row.baseline is not None and row.baseline not in names:
                 raise ValueError(f"row '{row.name}' is compared with '{row.baseline}', which is no row")
+        for claim in self.claims:
+            for name in (claim.first, claim.second):
+                if name not in names:
+                    raise ValueError(f"the claim '{claim.text}' names '{name}', which is no row")
         return self
 
     def seeds_of(self, row: Row, most: int | None = None) -> range:

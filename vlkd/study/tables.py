@@ -102,16 +102,16 @@ def markdown(study: Study) -> str:
         short = SHORT[metric]
         headings += [f"{short} [{PERCENT} t]", f"Δ {short} [{PERCENT} t, seeds]", f"Δ {short} [bootstrap, pictures]"]
     numbers = len(headings) - 4
-    lines = [_markdown_line(headings), "|" + "|".join(["---", "---:", "---:", "---"] + ["---:"] * numbers) + "|"]
+    lines = [markdown_line(headings), "|" + "|".join(["---", "---:", "---:", "---"] + ["---:"] * numbers) + "|"]
     for group, rows in study.groups().items():
-        lines.append(_markdown_line([f"**{_plain(group)}**"] + [""] * (len(headings) - 1)))
-        lines += [_markdown_line(_markdown_cells(summary, row)) for row in rows]
+        lines.append(markdown_line([f"**{plain(group)}**"] + [""] * (len(headings) - 1)))
+        lines += [markdown_line(_markdown_cells(summary, row)) for row in rows]
     return "\n".join([*lines, "", " ".join(explanation(study))]) + "\n"
 
 
 def _markdown_cells(summary: Summary, row: RowInfo) -> list[str]:
     seeds = len(summary.study.of(row.name))
-    cells = [_plain(row.name), millions(summary, row.name), str(seeds), _plain(row.baseline or ABSENT)]
+    cells = [plain(row.name), millions(summary, row.name), str(seeds), plain(row.baseline or ABSENT)]
     for metric in summary.compared:
         result = summary.of(row.name, metric)
         score = spread(result.score)
@@ -121,11 +121,12 @@ def _markdown_cells(summary: Summary, row: RowInfo) -> list[str]:
     return cells
 
 
-def _markdown_line(cells: Iterable[str]) -> str:
+def markdown_line(cells: Iterable[str]) -> str:
+    """One line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that can neither end a cell nor be read as HTML."""
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
