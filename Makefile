@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RUN    ?= runs/demo
 
-.PHONY: demo test install lint bench bench-step bench-gpu clean
+.PHONY: demo study test install lint bench bench-step bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      install, run the whole method on rendered pictures, write $(RUN)/report.html'
+	@echo 'make study     install, run the ablations over several seeds (hours), write docs/results/ablations'
 	@echo 'make test      install and run the test suite'
 	@echo 'make install   only make $(VENV) and install'
 	@echo 'make bench     each op against eager and torch.compile, then the table of figures'
@@ -31,6 +32,9 @@ install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/vlkd demo --out $(RUN)
+
+study: $(STAMP)
+	$(BIN)/vlkd study ablations --results docs/results/ablations
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -6,12 +6,17 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from oscar_files import write_all
 from typer.testing import CliRunner
 
 from vlkd.cli import app
+from vlkd.data import RegionStore
+from vlkd.errors import VlkdError
+from vlkd.pipeline.exported import ExportedModel
 from vlkd.recipes import load_recipe
+from vlkd.regions.zoo import load_detector
 
 DOCS = Path(__file__).parents[2] / "docs"
 STAGES = ("teacher", "adapt", "student", "teacher_captioning", "teacher_vqa", "student_captioning", "student_vqa")
@@ -33,10 +38,15 @@ def commands(guide: Path) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("vlkd ")]
 
 
+def run_command(step: list[str]) -> str:
+    result = CliRunner().invoke(app, step, catch_exceptions=False)
+    assert result.exit_code == 0, (step, result.output)
+    return result.output
+
+
 def run(steps: list[list[str]]) -> None:
     for step in steps:
-        result = CliRunner().invoke(app, step, catch_exceptions=False)
-        assert result.exit_code == 0, (step, result.output)
+        run_command(step)
     assert Path("student/model.safetensors").is_file()
 
 
@@ -44,11 +54,35 @@ def test_from_a_folder_of_pictures_to_an_exported_student(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(RECIPE)
     steps = commands(DOCS / "own-pictures.md")
-    assert len(steps) == 6
+    assert len(steps) == 7
     steps[0][steps[0].index("200")] = "6"
     steps[3][steps[3].index("0.1")] = "0.34"
     run(steps)
     assert Path("runs/mine/report.html").read_text().count("data:image/png;base64,") >= 4
+    check_exported(Path("student"), Path("pictures/test-000001.png"))
+
+
+def check_exported(student: Path, picture: Path) -> None:
+    """Of a picture by itself it sees what was extracted for training; another detector or task is refused in one sentence."""
+    model = ExportedModel.open(student, load_detector("demo-student"))
+    (stored,) = RegionStore.open("data/store").read([picture.stem], "paired")
+    memory, corpus = model.regions(picture, "captioning")
+    (found,) = memory.read(corpus.keys, "paired")
+    np.testing.assert_array_equal(found.boxes, stored.boxes)
+    np.testing.assert_allclose(
+        found.student_features, stored.student_features, rtol=1e-3, atol=1e-4
+    )  # stored in float16
+    assert found.tags == stored.tags
+    command = ["caption", str(picture), "--exported"]
+    for words, sentence in (
+        ([str(student)], "name the one that its data were made with"),
+        (["data", "--detector", "demo-student"], "holds no exported model"),
+        ([str(student), "--detector", "demo-teacher"], "reads regions of 134 numbers, but this detector gives 262"),
+    ):
+        with pytest.raises(VlkdError, match=sentence):
+            run_command([*command, *words])
+    with pytest.raises(VlkdError, match="captions pictures and does nothing else"):
+        run_command(["answer", str(picture), "what ?", "--exported", str(student), "--detector", "demo-student"])
 
 
 def test_the_guides_recipe_is_one(tmp_path: Path) -> None:

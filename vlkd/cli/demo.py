@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlkd.cli.running import command_line, resumable
+
+if TYPE_CHECKING:
+    from vlkd.pipeline.exported import ExportedModel
 
 
 class Model(str, Enum):
@@ -32,6 +35,16 @@ ModelOption = Annotated[
         help="'distilled': the student taught by the adapted teacher; 'student': the same without distillation; "
         "'teacher': the adapted teacher."
     ),
+]
+ExportedOption = Annotated[Path | None, typer.Option(help="Folder that `vlkd export` wrote, instead of a run.")]
+DetectorOption = Annotated[
+    str | None, typer.Option(help="Of an exported model: its detector, by name (`vlkd regions --help`).")
+]
+WeightsOption = Annotated[
+    str | None, typer.Option(help="That detector's weights, as in `vlkd regions`.", metavar="FILE|random")
+]
+ClassesOption = Annotated[
+    Path | None, typer.Option(help="That detector's class names, as in `vlkd regions`.", metavar="FILE")
 ]
 PictureArgument = Annotated[Path, typer.Argument(help="A picture file: PNG, JPEG, WebP, …")]
 
@@ -98,15 +111,27 @@ def doctor() -> None:
     console.print(table)
 
 
-def caption(picture: PictureArgument, run: RunOption = Path("runs/demo"), model: ModelOption = Model.distilled) -> None:
-    """Describe a picture with a model of a finished run.
+def caption(
+    picture: PictureArgument,
+    run: RunOption = Path("runs/demo"),
+    model: ModelOption = Model.distilled,
+    exported: ExportedOption = None,
+    detector: DetectorOption = None,
+    weights: WeightsOption = None,
+    classes: ClassesOption = None,
+) -> None:
+    """Describe a picture with a model of a finished run of the demo, or with one that `vlkd export` wrote.
 
-    The models know the rendered world only; `vlkd render` makes pictures of it. A photograph gets a caption too,
-    in the words of that world.
+    The demo's models know the rendered world only; `vlkd render` makes pictures of it. A photograph gets a caption too,
+    in the words of that world. An exported model takes the detector that its data were made with:
+    `vlkd caption photo.jpg --exported student --detector fasterrcnn_resnet50_fpn_v2`.
     """
     from vlkd.pipeline import FinishedRun
 
-    typer.echo(FinishedRun.open(run).caption(picture, model.value))
+    if exported is not None:
+        typer.echo(_open(exported, detector, weights, classes).caption(picture))
+    else:
+        typer.echo(FinishedRun.open(run).caption(picture, model.value))
 
 
 def answer(
@@ -114,11 +139,28 @@ def answer(
     question: Annotated[str, typer.Argument(help="For example 'what colour is the star ?'")],
     run: RunOption = Path("runs/demo"),
     model: ModelOption = Model.distilled,
+    exported: ExportedOption = None,
+    detector: DetectorOption = None,
+    weights: WeightsOption = None,
+    classes: ClassesOption = None,
 ) -> None:
-    """Answer a question about a picture with a model of a finished run."""
+    """Answer a question about a picture; models as in `vlkd caption`."""
     from vlkd.pipeline import FinishedRun
 
-    typer.echo(FinishedRun.open(run).answer(picture, question, model.value))
+    if exported is not None:
+        typer.echo(_open(exported, detector, weights, classes).answer(picture, question))
+    else:
+        typer.echo(FinishedRun.open(run).answer(picture, question, model.value))
+
+
+def _open(exported: Path, detector: str | None, weights: str | None, classes: Path | None) -> ExportedModel:
+    from vlkd.errors import VlkdError
+    from vlkd.pipeline.exported import ExportedModel
+    from vlkd.regions.zoo import load_detector
+
+    if detector is None:
+        raise VlkdError("An exported model knows no detector: name the one that its data were made with (--detector).")
+    return ExportedModel.open(exported, load_detector(detector, weights, classes))
 
 
 def render(
