@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,4 +29,4 @@ def tell(text: str) -> None:
 
 def command_line() -> str:
     """What was typed, for reports."""
-    return " ".join(["vlkd", *sys.argv[1:]])
+    return shlex.join(["vlkd", *sys.argv[1:]])

@@ -140,7 +140,7 @@ def _table(summary: Summary) -> str:
 
 
 def _table_line(summary: Summary, row: RowInfo) -> str:
-    notes = [row.note] if row.note else []
+    notes = [f"{row.note.rstrip('.')}."] if row.note else []
     if row.baseline is not None:
         notes.append(f"Compared to: {row.baseline}.")
     note = f"<small>{escape(' '.join(notes))}</small>" if notes else ""
