@@ -29,13 +29,15 @@ def study_in(quick_run, tmp_path_factory: pytest.TempPathFactory):
     base = tmp_path_factory.mktemp("study")
     (base / "mine.yaml").write_text(ROWS)
 
-    def run(name: str, **options) -> Path:
+    def run(name: str, more: list[str] | None = None, **options) -> Path:
         folder = base / name
         if not folder.exists():
             shutil.copytree(quick_run.folder / "regions", folder / "regions")
             shutil.copytree(quick_run.folder / "tokenizer", folder / "tokenizer")
         spec = load_study(str(base / "mine.yaml"))
-        run_study(spec, folder, folder / "results", changes=SHORT, split="validation", jobs=1, **options)
+        run_study(
+            spec, folder, folder / "results", changes=[*SHORT, *(more or [])], split="validation", jobs=1, **options
+        )
         return folder
 
     return run
@@ -70,6 +72,15 @@ def test_a_finished_study_is_told_again_without_training(study_in, whole: Path) 
     before = outcomes(whole)
     assert study_in("whole") == whole
     assert {path: path.stat().st_mtime_ns for path in whole.glob("stages/*/model/model.safetensors")} == weights
+    assert outcomes(whole) == before
+
+
+def test_other_settings_are_another_row_in_the_same_folder(study_in, whole: Path) -> None:
+    before = outcomes(whole)
+    study_in("whole", rows=["student"], seeds=1, more=["schedules.student_vqa.steps=4"])
+    found = outcomes(whole)["student", 0]
+    assert found["cider"] == before["student", 0]["cider"] and len(list(whole.glob("stages/student-vqa-seed0-*"))) == 2
+    study_in("whole")
     assert outcomes(whole) == before
 
 

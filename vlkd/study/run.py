@@ -125,7 +125,7 @@ def _train(workshop: Workshop, job: SeededJob) -> float:
 
 def _examine(workshop: Workshop, exam: Exam, split: Split) -> dict[str, Any]:
     data, recipe = workshop.data, workshop.recipe
-    folder = workshop.folder / "exams" / split / _slug(exam.name)
+    folder = workshop.folder / "exams" / split / _exam_folder(exam)
     settings = {"view": exam.trained.view, "evaluation": recipe.evaluation.model_dump()}
     digest = hashlib.sha256(data.fingerprint.encode())
     for weights in exam.trained.folders.values():
@@ -169,9 +169,11 @@ def _info(row: Row, recipe: Recipe) -> RowInfo:
     return RowInfo(row.name, row.group, row.note, row.baseline, queue, share, row.main)
 
 
-def _slug(name: str) -> str:
-    kept = "".join(character if character.isalnum() or character in "-+" else " " for character in name)
-    return "-".join(kept.split())
+def _exam_folder(exam: Exam) -> str:
+    """Of one model: the same row under other settings has another."""
+    kept = "".join(character if character.isalnum() else " " for character in exam.name)
+    digest = hashlib.sha256(repr((exam.after, exam.trained.view)).encode()).hexdigest()[:8]
+    return f"{'-'.join(kept.split())}-{digest}"
 
 
 def _hardware() -> str:
