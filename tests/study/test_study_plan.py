@@ -120,6 +120,11 @@ def test_a_study_of_ones_own(tmp_path: Path) -> None:
         ("model: distilled,", "model: distilled, taught_in: [],", "names no stage"),
         ("model: distilled,", "model: adapted, share: 0.1,", "'share' is for students"),
         ("model: distilled,", "model: distilled, changes: [distillation.bta=0],", "did you mean 'beta'"),
+        (
+            "model: distilled,",
+            "model: distilled, changes: [world.train=50],",
+            "row 'taught' changes the world, the detectors",
+        ),
         ("seeds: {", "sedes: {", "sedes: Extra inputs"),
         (
             "rows:",

@@ -84,7 +84,7 @@ class Study:
     hardware: str = ""
     commit: str = ""
     command: str = "vlkd study ablations"
-    seconds: float = 0.0  # processor seconds in all
+    seconds: float = 0.0  # of all stages and examinations, added up
     headline: str = ""  # the row whose difference to its baseline is the study's answer
     claims: tuple[Claim, ...] = ()
 

@@ -232,7 +232,7 @@ def _repeat(summary: Summary) -> str:
     facts: Sequence[tuple[str, str]] = (
         ("commit", study.commit),
         ("hardware", study.hardware),
-        ("processor time", f"{study.seconds / 3600:.2f} h" if study.seconds else ""),
+        ("all stages, added up", f"{study.seconds / 3600:.2f} h" if study.seconds else ""),
         ("versions", " · ".join(f"{name} {version}" for name, version in study.versions.items())),
     )
     listed = "".join(f"<li>{name}: {escape(value)}</li>" for name, value in facts if value)

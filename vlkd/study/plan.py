@@ -25,6 +25,7 @@ class Exam:
 
     row: Row
     seed: int
+    recipe: Recipe
     trained: Trained
     after: tuple[str, ...]  # names of the jobs that train it
 
@@ -62,7 +63,7 @@ class StudyPlan:
         chain = _Chain(self, row, recipe, seed)
         trained = getattr(chain, row.model)()
         after = tuple(self._keys[weights] for weights in trained.folders.values())
-        self.exams.append(Exam(row, seed, trained, after))
+        self.exams.append(Exam(row, seed, recipe, trained, after))
 
     def train(self, model: str, stage: Stage, recipe: Recipe, seed: int) -> Path:
         """Plan a stage, unless it is planned already; returns the folder of its weights."""

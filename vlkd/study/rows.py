@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vlkd.errors import VlkdError
-from vlkd.recipes import load_recipe
+from vlkd.recipes import Recipe, load_recipe
 
 When = Literal["pre-training", "fine-tuning"]
 
@@ -142,9 +142,18 @@ def load_study(name_or_path: str) -> StudySpec:
         place = ".".join(map(str, problem["loc"]))
         message = problem["msg"].removeprefix("Value error, ")
         raise VlkdError(f"Study '{name_or_path}'{f', {place}' if place else ''}: {message}.") from None
+    shared = _shared(load_recipe(spec.recipe))
     for row in spec.rows:
-        load_recipe(spec.recipe, row.changes)
+        if _shared(load_recipe(spec.recipe, row.changes)) != shared:
+            raise VlkdError(
+                f"Study '{name_or_path}': row '{row.name}' changes the world, the detectors or the vocabulary, which all rows share: "
+                "change them for all rows, or make it a study of its own."
+            )
     return spec
+
+
+def _shared(recipe: Recipe) -> tuple:
+    return recipe.world, recipe.detectors, recipe.text.vocabulary
 
 
 def _packaged():

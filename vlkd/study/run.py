@@ -72,8 +72,7 @@ def run_study(
             plan.add(row, load_recipe(spec.recipe, [*changes, *row.changes, f"seed={seed}"]), seed)
     workshop = Workshop(recipe, folder)
     _ = workshop.data  # rendered and detected once, before several processes ask for it
-    works = _works(plan, recipe, folder, split)
-    found = do_all(works, Workshop(recipe, folder), jobs)
+    found = do_all(_works(plan, split), Workshop(recipe, folder), jobs)
     study = Study(
         title=f"{spec.name}: {recipe.name}",
         split=split,
@@ -96,7 +95,7 @@ def run_study(
     return write_page(results, study)
 
 
-def _works(plan: StudyPlan, recipe: Recipe, folder: Path, split: Split) -> list[Work]:
+def _works(plan: StudyPlan, split: Split) -> list[Work]:
     """Exams as soon as they can be, so that a stopped study has whole rows."""
     works, placed = [], set[str]()
     for exam in plan.exams:
@@ -124,9 +123,11 @@ def _train(workshop: Workshop, job: SeededJob) -> float:
 
 
 def _examine(workshop: Workshop, exam: Exam, split: Split) -> dict[str, Any]:
-    data, recipe = workshop.data, workshop.recipe
+    data, recipe = workshop.data, exam.recipe
     folder = workshop.folder / "exams" / split / _exam_folder(exam)
-    settings = {"view": exam.trained.view, "evaluation": recipe.evaluation.model_dump()}
+    settings = {
+        "view": exam.trained.view, "evaluation": recipe.evaluation.model_dump(), "text": recipe.text.model_dump()
+    }  # fmt: skip
     digest = hashlib.sha256(data.fingerprint.encode())
     for weights in exam.trained.folders.values():
         digest.update((weights / "model.safetensors").read_bytes())
@@ -172,7 +173,8 @@ def _info(row: Row, recipe: Recipe) -> RowInfo:
 def _exam_folder(exam: Exam) -> str:
     """Of one model: the same row under other settings has another."""
     kept = "".join(character if character.isalnum() else " " for character in exam.name)
-    digest = hashlib.sha256(repr((exam.after, exam.trained.view)).encode()).hexdigest()[:8]
+    told = (exam.after, exam.trained.view, exam.recipe.evaluation)
+    digest = hashlib.sha256(repr(told).encode()).hexdigest()[:8]
     return f"{'-'.join(kept.split())}-{digest}"
 
 
