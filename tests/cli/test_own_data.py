@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from vlkd.cli import app
-from vlkd.data import RegionStore
+from vlkd.data import Corpus, RegionStore
 from vlkd.errors import VlkdError
 from vlkd.models import VLForCaptioning, VLForVQA, load_model
 from vlkd.pipeline.imported import open_imported
@@ -208,10 +208,14 @@ def test_one_command_starts_from_a_teacher_and_needs_no_regions_of_its_own(folde
     command = ("run", *TINY, "--data", data, "--out", tmp_path / "run", "--start", folder / "teacher" / "model")
     with pytest.raises(VlkdError, match=r"no test split.*`vlkd data texts … --split test`"):
         vlkd(*command)
-    shutil.rmtree(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     vlkd("data", "texts", data, "--split", "test", "--captions", sources.captions)
     told = vlkd(*command, "--jobs", 1)
     assert "VQA" not in told and "teacher, not adapted" not in told
+    test = Corpus.load(data / "test.json")
+    Corpus("test", test.keys[:2], test.captions[:2], test.questions[:2]).save(data / "test.json")
+    with pytest.raises(VlkdError, match="data_fingerprint"):  # not the scores of the texts before
+        vlkd(*command)
     stages = {path.parent.relative_to(tmp_path / "run").as_posix() for path in tmp_path.glob("run/*/*/settings.yaml")}
     pretrained = {"adapted/adapt", "student/pretrain", "distilled/distill"}
     assert stages - {"evaluation/test"} == pretrained | {

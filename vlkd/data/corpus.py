@@ -85,8 +85,11 @@ class Corpus:
         count = max(round(share * len(self)), 2)
         if count >= len(self):
             return self
-        by_hash = sorted(range(len(self)), key=lambda row: hashlib.sha256(self.keys[row].encode()).digest())
-        return self.only(sorted(by_hash[:count]))
+        return self.only(sorted(self.by_hash()[:count]))
+
+    def by_hash(self) -> list[int]:
+        """The places of the pictures by the SHA-256 of their keys, which other pictures do not change."""
+        return sorted(range(len(self)), key=lambda row: hashlib.sha256(self.keys[row].encode()).digest())
 
     def texts(self) -> Iterator[str]:
         """Every caption, every question with its answer behind it."""

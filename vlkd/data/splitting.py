@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from vlkd.data.corpus import Corpus
@@ -28,12 +28,8 @@ def hold_out(folder: Path | str, split: str, share: float) -> tuple[Corpus, Corp
             f"A share of {share:g} holds out {count} of the {len(corpus)} pictures in '{folder / _TRAIN}': choose one that "
             "leaves some on both sides."
         )
-    chosen = set(sorted(corpus.keys, key=lambda key: hashlib.sha256(key.encode()).digest())[:count])
-    kept, held = (
-        corpus.only(row for row, key in enumerate(corpus.keys) if (key in chosen) == is_held)
-        for is_held in (False, True)
-    )
-    held = Corpus(split, held.keys, held.captions, held.questions)
+    rows = corpus.by_hash()
+    kept, held = corpus.only(sorted(rows[count:])), replace(corpus.only(sorted(rows[:count])), split=split)
     if place.exists() and Corpus.load(place) != held:
         raise VlkdError(f"'{place}' exists already: name another split, or delete it first.")
     held.save(place)

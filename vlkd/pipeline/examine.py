@@ -60,7 +60,7 @@ def examine(workshop: Workshop, row: Candidate, split: str) -> dict[str, Any]:
     data = workshop.data
     settings = {"evaluation": workshop.recipe.evaluation.model_dump(), "seed": workshop.recipe.seed}
     folder = workshop.folder / "evaluation" / split / _slug(row.name)
-    run = Run.begin(folder, settings, _fingerprint(row, data))
+    run = Run.begin(folder, settings, _fingerprint(row, data, split))
     if not run.finished:
         started = time.monotonic()
         found = {task: _examine(workshop, row, split, task) for task in TASKS if task in row.trained.folders}
@@ -87,8 +87,8 @@ def _slug(name: str) -> str:
     return "-".join(name.replace(",", "").split())
 
 
-def _fingerprint(row: Candidate, data: StageData) -> str:
-    digest = hashlib.sha256(data.fingerprint.encode())
+def _fingerprint(row: Candidate, data: StageData, split: str) -> str:
+    digest = hashlib.sha256(repr((data.fingerprint, data.corpora[split])).encode())
     for weights in row.trained.folders.values():
         digest.update((weights / "model.safetensors").read_bytes())
     return digest.hexdigest()[:16]

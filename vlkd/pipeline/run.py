@@ -62,6 +62,7 @@ def run_method(
         settings["start_weights"] = weights_hash(start)
     if imported is not None:
         fingerprint = workshop.data.fingerprint
+        _tasks(workshop.data)  # data that lack something are refused before a folder is made
     with state.main_process_first():
         run = Run.begin(folder, settings, fingerprint)
     data = workshop.data
