@@ -11,16 +11,17 @@ import pytest
 from vlkd.recipes import load_recipe
 from vlkd.study import load_study, run_study
 
-ROWS = """
+SHORT = [f"schedules.{stage}.steps=3" for stage in type(load_recipe("quick").schedules).model_fields]
+ROWS = f"""
 name: mine
 recipe: quick
-seeds: {main: 2, others: 1}
+changes: {SHORT}
+seeds: {{main: 2, others: 1}}
 rows:
-  - {name: student, group: Models, model: student, main: true}
-  - {name: taught, group: Models, model: distilled, main: true, baseline: student}
-  - {name: attention, group: Losses, model: distilled, baseline: student, changes: [distillation.beta=0]}
+  - {{name: student, group: Models, model: student, main: true}}
+  - {{name: taught, group: Models, model: distilled, main: true, baseline: student}}
+  - {{name: attention, group: Losses, model: distilled, baseline: student, changes: [distillation.beta=0]}}
 """
-SHORT = [f"schedules.{stage}.steps=3" for stage in type(load_recipe("quick").schedules).model_fields]
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,7 @@ def study_in(quick_run, tmp_path_factory: pytest.TempPathFactory):
             shutil.copytree(quick_run.folder / "regions", folder / "regions")
             shutil.copytree(quick_run.folder / "tokenizer", folder / "tokenizer")
         spec = load_study(str(base / "mine.yaml"))
-        run_study(
-            spec, folder, folder / "results", changes=[*SHORT, *(more or [])], split="validation", jobs=1, **options
-        )
+        run_study(spec, folder, folder / "results", changes=more or [], split="validation", jobs=1, **options)
         return folder
 
     return run
@@ -75,11 +74,16 @@ def test_a_finished_study_is_told_again_without_training(study_in, whole: Path) 
     assert outcomes(whole) == before
 
 
-def test_other_settings_are_another_row_in_the_same_folder(study_in, whole: Path) -> None:
+def steps(folder: Path) -> list[int]:
+    return sorted({json.loads(path.read_text())["steps"] for path in folder.glob("stages/*/results.json")})
+
+
+def test_a_commands_settings_go_over_the_studys_and_are_another_row_in_the_same_folder(study_in, whole: Path) -> None:
     before = outcomes(whole)
+    assert steps(whole) == [3]
     study_in("whole", rows=["student"], seeds=1, more=["schedules.student_vqa.steps=4"])
     found = outcomes(whole)["student", 0]
-    assert found["cider"] == before["student", 0]["cider"] and len(list(whole.glob("stages/student-vqa-seed0-*"))) == 2
+    assert found["cider"] == before["student", 0]["cider"] and steps(whole) == [3, 4]
     study_in("whole")
     assert outcomes(whole) == before
 

@@ -71,6 +71,7 @@ class StudySpec(_Part):
 
     name: str
     recipe: str = Field(description="name or path of the recipe that all rows start from")
+    changes: tuple[str, ...] = Field(default=(), description="key=value settings of the recipe, for all rows")
     seeds: Seeds = Seeds()
     rows: tuple[Row, ...] = Field(min_length=1)
     claims: tuple[ClaimedBetter, ...] = ()
@@ -142,9 +143,9 @@ def load_study(name_or_path: str) -> StudySpec:
         place = ".".join(map(str, problem["loc"]))
         message = problem["msg"].removeprefix("Value error, ")
         raise VlkdError(f"Study '{name_or_path}'{f', {place}' if place else ''}: {message}.") from None
-    shared = _shared(load_recipe(spec.recipe))
+    shared = _shared(load_recipe(spec.recipe, spec.changes))
     for row in spec.rows:
-        if _shared(load_recipe(spec.recipe, row.changes)) != shared:
+        if _shared(load_recipe(spec.recipe, [*spec.changes, *row.changes])) != shared:
             raise VlkdError(
                 f"Study '{name_or_path}': row '{row.name}' changes the world, the detectors or the vocabulary, which all rows share: "
                 "change them for all rows, or make it a study of its own."

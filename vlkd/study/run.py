@@ -56,7 +56,7 @@ def run_study(
         results: folder that gets study.json, table.md, claims.md, table.csv, runs.csv and page.html.
         rows: names; those that they are compared with are taken too. All without any.
         seeds: at most so many of each row.
-        changes: key=value settings of the recipe, for all rows.
+        changes: key=value settings of the recipe, for all rows, over those of ``spec``.
         split: what is examined on; settings are chosen on ``validation``.
         jobs: stages side by side; results do not depend on it.
         command: what repeats it.
@@ -64,6 +64,7 @@ def run_study(
     Raises:
         VlkdError: no such row, or ``folder`` holds a run of other data.
     """
+    changes = [*spec.changes, *changes]
     recipe = load_recipe(spec.recipe, changes)
     plan = StudyPlan(folder)
     chosen = spec.only(list(rows))
