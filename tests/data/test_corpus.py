@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vlkd.data import AnswerVocabulary, Corpus
@@ -39,6 +41,11 @@ def test_no_corpus_there(tmp_path) -> None:
             Corpus.load(tmp_path / "corpus.json")
     with pytest.raises(VlkdError, match="has no picture"):
         Corpus.of_pictures("test", [])
+
+
+def test_no_split_takes_the_file_of_the_answers(corpus) -> None:
+    with pytest.raises(VlkdError, match="A split cannot be called 'answers'"):
+        replace(corpus, split="answers")
 
 
 def test_answers_by_frequency_then_spelling(corpus) -> None:

@@ -17,6 +17,7 @@ from vlkd.recipes.schema import World
 from vlkd.runs import write_atomically
 from vlkd.scenes import Picture, Question, make_picture
 
+ANSWERS = "answers.json"  # the vocabulary's file beside those of the splits
 _SMALL = 64  # the least that make_picture renders
 
 
@@ -29,12 +30,21 @@ class Corpus:
         keys: the pictures.
         captions: of each picture, in the order of ``keys``.
         questions: of each picture, with their answers.
+
+    Raises:
+        VlkdError: the split has the name of the answer vocabulary, whose file it would replace.
     """
 
     split: str
     keys: tuple[str, ...]
     captions: tuple[tuple[str, ...], ...]
     questions: tuple[tuple[Question, ...], ...]
+
+    def __post_init__(self) -> None:
+        if f"{self.split}.json" == ANSWERS:
+            raise VlkdError(
+                f"A split cannot be called '{self.split}': {ANSWERS} holds the answers that a VQA model chooses among."
+            )
 
     @classmethod
     def of_pictures(cls, split: str, pictures: Iterable[Picture]) -> Corpus:

@@ -24,6 +24,7 @@ from vlkd.data import (
     save_tokenizer,
     train_tokenizer,
 )
+from vlkd.data.corpus import ANSWERS
 from vlkd.data.masking import TokenIds
 from vlkd.errors import VlkdError
 from vlkd.recipes import Recipe
@@ -33,9 +34,6 @@ from vlkd.training.stream import EpochSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-
-ANSWERS = "answers.json"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from vlkd.data.corpus import AnswerVocabulary, Corpus
+from vlkd.data.corpus import ANSWERS, AnswerVocabulary, Corpus
 from vlkd.data.json_rows import read_json
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.oscar.texts import file_names, read_answers, read_captions, read_questions
@@ -19,7 +19,6 @@ from vlkd.data.vqa_v2 import read_questions as read_vqa_questions
 from vlkd.errors import VlkdError
 from vlkd.scenes import Question
 
-ANSWERS = "answers.json"
 LEAST = 9  # questions that an answer of VQA v2 must be the most frequent of
 
 Texts = tuple[Corpus | None, AnswerVocabulary | None, dict[str, tuple[str, ...]]]
