@@ -85,10 +85,11 @@ def check_exported(student: Path, picture: Path) -> None:
         run_command(["answer", str(picture), "what ?", "--exported", str(student), "--detector", "demo-student"])
 
 
-def test_the_guides_recipe_is_one(tmp_path: Path) -> None:
+def test_the_guides_recipe_begins_with_the_demos(tmp_path: Path) -> None:
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "own-pictures.md").read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "recipe.yaml").write_text(block)
-    assert load_recipe(str(tmp_path / "recipe.yaml")).student.width == 64
+    recipe, demo = load_recipe(str(tmp_path / "recipe.yaml")), load_recipe("demo")
+    assert (recipe.teacher, recipe.student, recipe.distillation) == (demo.teacher, demo.student, demo.distillation)
 
 
 def test_from_oscar_files_to_an_exported_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
