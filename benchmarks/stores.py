@@ -56,7 +56,7 @@ def memory_map(folder: Path, pictures: Iterator[RegionRecord]) -> Reader:
 
 def lmdb(folder: Path, pictures: Iterator[RegionRecord]) -> Reader:
     """A transaction a batch, a value a picture."""
-    import lmdb as library
+    import lmdb as library  # pyright: ignore[reportMissingImports]  # of the extra "peers"
 
     environment = library.open(str(folder), map_size=1 << 33)
     with environment.begin(write=True) as transaction:
