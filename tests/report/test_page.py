@@ -13,6 +13,7 @@ import pytest
 
 from vlkd.report import ReportData, write_page, write_results
 from vlkd.report.page import page
+from vlkd.report.repetition import RepeatedDifference, Repetition
 
 PNG = b"\x89PNG\r\n\x1a\n"
 NEVER_CLOSED = {"meta", "img", "br"}
@@ -143,6 +144,31 @@ def test_an_interval_around_zero_claims_nothing(light):
     html = page(light)
     assert html.count("the interval excludes 0") == 1
     assert html.count("the interval includes 0") == 1
+
+
+def test_what_other_trainings_gave_stands_beside_this_one(light, tmp_path):
+    assert "several" not in page(light) and json.loads(write_results(tmp_path, light).read_text())["repeated"] == []
+    first, second = light.comparisons[0].first, light.comparisons[0].second
+    known = Repetition(
+        differences=(
+            RepeatedDifference("CIDEr", first, second, 0.1234, 0.021, 0.0912, 0.1556, 0.95, 5),
+            RepeatedDifference("VQA accuracy", first, second, -0.01, 0.03, -0.047, 0.027, 0.95, 5),
+            RepeatedDifference("CIDEr", second, "another model", 0.777, 0.03, 0.7, 0.8, 0.95, 5),
+        ),
+        settings={}, pictures=240, command="vlkd study <b>", commit="0123456789abcdef",
+    )  # fmt: skip
+    html = page(replace(light, repetition=known))
+    assert "trained with 5 seeds" in html and "on its 240 test pictures" in html
+    assert "vlkd study &lt;b&gt;" in html and "at commit 0123456789." in html and "77.7" not in html
+    table = read(html).tables[0]
+    here = [f"{100 * each.interval.difference:+.1f}" for each in light.comparisons]
+    assert table[1:] == [
+        [f"{first} minus {second}", "CIDEr", here[0], "+12.3", "+9.1 to +15.6", "2.1"],
+        [f"{first} minus {second}", "VQA accuracy", here[1], "-1.0", "-4.7 to +2.7", "3.0"],
+    ]
+    assert html.count('<td class="best">+12.3') == 1 and '<td class="best">-1.0' not in html
+    found = json.loads(write_results(tmp_path, replace(light, repetition=known)).read_text())["repeated"]
+    assert found[0]["mean"] == 0.1234 and len(found) == 3
 
 
 def test_parts_without_data_are_left_out(light):

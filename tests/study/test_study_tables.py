@@ -22,7 +22,6 @@ from vlkd.study.tables import (
     spread,
     table_csv,
     terminal_table,
-    write_tables,
 )
 
 
@@ -145,12 +144,6 @@ def test_a_metric_that_nobody_measured_has_no_column(study):
     text = markdown(captions_only)
     assert "VQA" not in text and "CIDEr" in text
     assert "VQA" not in in_terminal(captions_only) and "VQA" not in runs_csv(captions_only)
-
-
-def test_files(study, tmp_path):
-    paths = write_tables(tmp_path, study)
-    assert [path.name for path in paths] == ["table.md", "table.csv", "runs.csv"]
-    assert [path.read_text(encoding="utf-8") for path in paths] == [markdown(study), table_csv(study), runs_csv(study)]
 
 
 @pytest.mark.parametrize("seeds, words", [(1, "with 1 seed;"), (2, "with 2 seeds;")])

@@ -16,6 +16,7 @@ from vlkd.pipeline.workers import Work, do_all
 from vlkd.pipeline.workshop import Workshop
 from vlkd.recipes import Recipe
 from vlkd.report.page import write_page
+from vlkd.report.repetition import known_repetition
 from vlkd.report.results import write_results
 from vlkd.report.tables import terminal_table
 from vlkd.runs import Run
@@ -77,7 +78,8 @@ def run_method(
     if not state.is_main_process:
         return folder / "report.html"
     found = {split: {row.name: results[_exam_name(row, split)] for row in rows} for split in splits}
-    story = report_data(recipe, workshop.prepared, plan.jobs, rows, found, command)
+    repetition = known_repetition(recipe) if imported is None and start is None else None
+    story = report_data(recipe, workshop.prepared, plan.jobs, rows, found, command, repetition)
     page = write_page(folder, story)
     Console().print(terminal_table(story))
     if not run.finished:

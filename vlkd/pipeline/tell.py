@@ -14,6 +14,7 @@ from vlkd.pipeline.method import TASKS, Job
 from vlkd.pipeline.prepared import Prepared
 from vlkd.recipes import Recipe
 from vlkd.report.attention import attention_example
+from vlkd.report.repetition import Repetition
 from vlkd.report.story import (
     AnsweredQuestion,
     AttentionExample,
@@ -28,7 +29,8 @@ from vlkd.runs import Run, versions
 _SAMPLES = 6  # the first test pictures, whatever came out
 _QUESTIONS = 4  # shown of each
 _ATTENTION = 3
-_COMPARED = (
+#: Pairs of rows whose difference the page shows, first minus second.
+COMPARED = (
     ("distilled student", "student"),
     ("adapted teacher", "student"),
     ("adapted teacher", "teacher, not adapted"),
@@ -42,8 +44,12 @@ def report_data(
     rows: list[Candidate],
     found: dict[str, dict[str, Any]],
     command: str,
+    repetition: Repetition | None = None,
 ) -> ReportData:
-    """Everything the page shows, of the test split; sample pictures are its first, not chosen ones."""
+    """Everything the page shows, of the test split; sample pictures are its first, not chosen ones.
+
+    ``repetition`` is what several trainings like this one gave, where it is known.
+    """
     test = found["test"]
     corpus = prepared.data.corpora["test"]
     captioned = test[rows[0].name].get("captioning", {}).get("picture", {})
@@ -58,10 +64,11 @@ def report_data(
         test_seen=len(set(corpus.keys) & set(prepared.data.corpora["train"].keys)),
         comparisons=tuple(
             comparison
-            for first, second in _COMPARED
+            for first, second in COMPARED
             if {first, second} <= test.keys()
             for comparison in _compare(test[first], test[second], first, second)
         ),
+        repetition=repetition,
         stages=tuple(_stages(prepared, jobs, found)),
         samples=tuple(_samples(prepared, rows, test)),
         attention=tuple(_attention(recipe, prepared, rows)),

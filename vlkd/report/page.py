@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Iterable
 from html import escape
@@ -12,9 +10,10 @@ from pathlib import Path
 from vlkd.data.vqa_v2 import normalized_answer
 from vlkd.report.attention import attention_figure
 from vlkd.report.curves import TASK_TITLES, loss_curves
-from vlkd.report.page_css import CSS
+from vlkd.report.document import document, figure_html, folded_settings, image_html
 from vlkd.report.pictures import picture_with_boxes
 from vlkd.report.plots import difference_intervals, question_kind_names, question_kinds, score_bars
+from vlkd.report.repetition import RepeatedDifference
 from vlkd.report.story import AttentionExample, Comparison, ReportData, Sample, StageRecord
 from vlkd.report.style import model_colours
 from vlkd.report.tables import Column, control_columns, html_table, hundredfold, kind_columns, score_columns, swatch
@@ -42,12 +41,7 @@ def page(story: ReportData) -> str:
         _samples(story),
         _repeat(story),
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(story.title)}</title><style>{CSS}</style></head>\n"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return document(story.title, sections)
 
 
 def _header(story: ReportData) -> str:
@@ -76,16 +70,43 @@ def _headline(story: ReportData) -> str:
         return ""
     pair = (story.comparisons[0].first, story.comparisons[0].second)
     cards = "".join(_comparison_card(each) for each in story.comparisons if (each.first, each.second) == pair)
-    image = _figure(
+    image = _captioned(
         difference_intervals(story),
         "Dot: the difference measured. Bar: its bootstrap interval, found by drawing the test pictures again, "
         "both models always on the same pictures.",
     )
+    return f'<h2>What distillation changed</h2><div class="cards">{cards}</div>{image}{_certainty(story)}'
+
+
+def _certainty(story: ReportData) -> str:
+    """What the intervals mean, and what other trainings gave where that is known."""
+    once = (
+        "<h3>How sure is that?</h3><p>The intervals say how much of a difference could be due to <em>which test pictures</em> "
+        f"were drawn. They say nothing about other trainings: every model here was trained once, with seed {story.seed}, and "
+    )
+    known = story.repetition
+    if known is None:
+        return f"{once}another seed can move the scores by as much as such a difference. One seed is one seed.</p>"
+    pairs = [(each, known.of(each.metric, each.first, each.second)) for each in story.comparisons]
+    lines = "".join(_repeated_line(here, repeated) for here, repeated in pairs if repeated is not None)
+    seeds, level = known.differences[0].seeds, known.differences[0].level
     return (
-        f'<h2>What distillation changed</h2><div class="cards">{cards}</div>{image}'
-        "<p>The intervals say how much of a difference could be due to <em>which test pictures</em> were drawn. "
-        f"They say nothing about other trainings: every model here was trained once, with seed {story.seed}, and "
-        "another seed can move the scores by as much as such a difference. One seed is one seed.</p>"
+        f"{once}one seed is one seed. The same settings were therefore trained with {seeds} seeds in another world of the same "
+        f"kind and compared on its {known.pictures} test pictures:</p>"
+        '<div class="scroll"><table><thead><tr><th>difference</th><th style="text-align:left">metric</th><th>this run</th>'
+        f"<th>mean of {seeds} trainings</th><th>{100 * level:.0f} % interval<br>of that mean</th><th>standard deviation<br>of one training</th>"
+        f"</tr></thead><tbody>{lines}</tbody></table></div>"
+        '<p class="quiet">The interval is Student’s t over seeds, each difference paired by seed. '
+        f"<code>{escape(known.command)}</code> at commit {escape(known.commit[:10])}.</p>"
+    )
+
+
+def _repeated_line(here: Comparison, repeated: RepeatedDifference) -> str:
+    mark = ' class="best"' if repeated.excludes_zero else ""
+    return (
+        f'<tr><th>{escape(here.first)} minus {escape(here.second)}</th><td class="text">{escape(here.metric)}</td>'
+        f"<td>{100 * here.interval.difference:+.1f}</td><td{mark}>{100 * repeated.mean:+.1f}</td>"
+        f"<td>{100 * repeated.low:+.1f} to {100 * repeated.high:+.1f}</td><td>{100 * repeated.deviation:.1f}</td></tr>"
     )
 
 
@@ -113,7 +134,7 @@ def _results(story: ReportData) -> str:
         notes += f'<p class="quiet">Not computed:</p><ul class="quiet">{absent}</ul>'
     return (
         f"<h2>Results</h2>{_table(story, score_columns(story.rows), notes=True)}"
-        + _figure(
+        + _captioned(
             score_bars(story.rows), "Every model with its picture (thick bar) and under the two controls (thin bars)."
         )
         + notes
@@ -138,7 +159,7 @@ def _kinds(story: ReportData) -> str:
         return ""
     return (
         "<h2>Kinds of question</h2>"
-        + _figure(question_kinds(story.rows), "Accuracy on each kind; the grey band spans the models.")
+        + _captioned(question_kinds(story.rows), "Accuracy on each kind; the grey band spans the models.")
         + _table(story, kind_columns(story.rows))
     )
 
@@ -166,7 +187,7 @@ def _training(story: ReportData) -> str:
     for task, title in TASK_TITLES.items():
         image = loss_curves([stage for stage in story.stages if stage.task == task], names)
         if image:
-            parts.append(_figure(image, f"{title}: losses as logged in training."))
+            parts.append(_captioned(image, f"{title}: losses as logged in training."))
     parts.append(_stage_table(story.stages))
     return "".join(parts)
 
@@ -191,7 +212,7 @@ def _attention(story: ReportData) -> str:
     if not story.attention:
         return ""
     figures = "".join(
-        f"<figure>{_image(attention_figure(example), f'attention of one word, picture {example.key}')}"
+        f"<figure>{image_html(attention_figure(example), f'attention of one word, picture {example.key}')}"
         f"<figcaption>{escape(example.key)}: “{_sentence(example)}”</figcaption></figure>"
         for example in story.attention
     )
@@ -231,7 +252,7 @@ def _sample(sample: Sample, colours: dict[str, str]) -> str:
         image = f'<p class="quiet">The student’s detector saw: {escape(", ".join(sample.tags))}.</p>'
     else:
         drawn = picture_with_boxes(sample.pixels, sample.boxes, sample.tags)
-        image = _image(drawn, f"picture {sample.key} with boxes")
+        image = image_html(drawn, f"picture {sample.key} with boxes")
     captions = "".join(
         f"<tr><th>{swatch(colours.get(model))}{escape(model)}</th><td>{_text(caption)}</td></tr>"
         for model, caption in sample.captions.items()
@@ -278,12 +299,11 @@ def _answer(answer: str | None, truth: str) -> str:
 
 def _repeat(story: ReportData) -> str:
     versions = " · ".join(f"{escape(name)} {escape(version)}" for name, version in story.versions.items())
-    settings = escape(json.dumps(story.settings, indent=2, default=str))
     return (
         f"<h2>Repeat it</h2><pre>{escape(story.command)}</pre>"
         f"<p>Seed {story.seed}. The same numbers are in <code>results.json</code> beside this page.</p>"
         f'<p class="quiet">{versions}</p>'
-        f"<details><summary>All settings</summary><pre>{settings}</pre></details>"
+        f"{folded_settings(story.settings)}"
     )
 
 
@@ -291,13 +311,8 @@ def _table(story: ReportData, columns: list[Column], *, notes: bool = False) -> 
     return f'<div class="scroll">{html_table(story.rows, columns, notes=notes)}</div>'
 
 
-def _figure(image: bytes, caption: str) -> str:
-    return f"<figure>{_image(image, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _image(image: bytes, description: str) -> str:
-    data = base64.b64encode(image).decode("ascii")
-    return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">'
+def _captioned(png: bytes, caption: str) -> str:
+    return figure_html(png, caption, caption)
 
 
 def _duration(seconds: float) -> str:

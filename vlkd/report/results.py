@@ -23,6 +23,7 @@ def results_dict(story: ReportData) -> dict[str, Any]:
         "rows": [_row(row) for row in story.rows],
         "validation": [_row(row) for row in story.validation],
         "comparisons": [asdict(comparison) for comparison in story.comparisons],
+        "repeated": [asdict(difference) for difference in story.repetition.differences] if story.repetition else [],
         "stages": [
             {
                 "name": stage.name,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlkd.evaluation.bootstrap import Interval
+from vlkd.report.repetition import Repetition
 
 CONDITIONS: dict[str, str] = {
     "picture": "the picture's own regions and tags",
@@ -103,6 +104,7 @@ class ReportData:
     test_seen: int = 0  # test pictures that training had too
     validation: tuple[ModelRow, ...] = ()  # the same models on the validation split, on which settings are chosen
     comparisons: tuple[Comparison, ...] = ()  # first those of distillation: they head the page
+    repetition: Repetition | None = None  # what several trainings with these settings gave, where it is known
     stages: tuple[StageRecord, ...] = ()
     samples: tuple[Sample, ...] = ()
     attention: tuple[AttentionExample, ...] = ()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from vlkd.evaluation.bootstrap import Interval
-from vlkd.report.page_css import CSS
+from vlkd.report.document import document, figure_html, folded_settings
 from vlkd.runs import write_atomically
 from vlkd.study.claims import found_of
 from vlkd.study.findings import METRICS, RowInfo, Study
-from vlkd.study.plots import data_shares, differences, queue_sizes, seed_strips
+from vlkd.study.plots import claims, data_shares, differences, queue_sizes, seed_strips
 from vlkd.study.statistics import Estimate, Result, Summary, summarise
 from vlkd.study.tables import ABSENT, PERCENT, SHORT, bounds, explanation, millions, scored_on, signed, spread
 
@@ -26,6 +24,12 @@ _CSS = """
 .study td small { display:block; font-weight:400; font-size:.8rem; }
 .study tr.group th { color:var(--accent); padding-top:20px; }
 """
+
+
+_HOW_DRAWN = (
+    "Dot: the mean difference. Thick bar: Student’s t interval over seeds. Thin line: bootstrap interval over pictures. Green and "
+    "red: the interval over seeds excludes 0."
+)
 
 
 def write_page(folder: Path, study: Study) -> Path:
@@ -49,13 +53,7 @@ def page(study: Study) -> str:
         _data(summary),
         _repeat(summary),
     )
-    title = escape(study.title)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{CSS}{_CSS}</style></head>\n"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return document(study.title, sections, _CSS)
 
 
 def _header(summary: Summary) -> str:
@@ -173,12 +171,14 @@ def _claims(summary: Summary) -> str:
         f"{_small(bounds(one.over_test_items), 'bootstrap ')}</td><td>{one.verdict}</td></tr>"
         for one in found_of(summary.study)
     )
-    if not lines:
+    image = claims(summary)
+    if image is None:
         return ""
     return (
         "<h2>The paper’s claims</h2><p>Each says that one row is better than another. The verdict is that of the interval over "
         'seeds; what includes 0 is not resolved at this size.</p><div class="scroll study"><table><thead><tr><th>claim</th>'
         f"<th>metric</th><th>difference</th><th>verdict</th></tr></thead><tbody>{lines}</tbody></table></div>"
+        + figure_html(image, "Claims", _HOW_DRAWN)
     )
 
 
@@ -187,14 +187,10 @@ def _forests(summary: Summary) -> str:
     for group, rows in summary.study.groups().items():
         image = differences(summary, rows)
         if image is not None:
-            figures.append(f"<h3>{escape(group)}</h3>{_figure(image, f'Differences: {group}', _compared_to(rows))}")
+            figures.append(f"<h3>{escape(group)}</h3>{figure_html(image, f'Differences: {group}', _compared_to(rows))}")
     if not figures:
         return ""
-    return (
-        "<h2>Differences to the baseline</h2><p>Dot: the mean difference. Thick bar: Student’s t interval over seeds. "
-        "Thin line: bootstrap interval over pictures. Green and red: the interval over seeds excludes 0. "
-        f"Every group has its own scale.</p>{''.join(figures)}"
-    )
+    return f"<h2>Differences to the baseline</h2><p>{_HOW_DRAWN} Every group has its own scale.</p>{''.join(figures)}"
 
 
 def _compared_to(rows: Sequence[RowInfo]) -> str:
@@ -224,7 +220,7 @@ def _data(summary: Summary) -> str:
 
 
 def _section(title: str, text: str, image: bytes | None) -> str:
-    return "" if image is None else f"<h2>{title}</h2><p>{text}</p>{_figure(image, title)}"
+    return "" if image is None else f"<h2>{title}</h2><p>{text}</p>{figure_html(image, title)}"
 
 
 def _repeat(summary: Summary) -> str:
@@ -236,15 +232,8 @@ def _repeat(summary: Summary) -> str:
         ("versions", " · ".join(f"{name} {version}" for name, version in study.versions.items())),
     )
     listed = "".join(f"<li>{name}: {escape(value)}</li>" for name, value in facts if value)
-    settings = escape(json.dumps(study.settings, indent=2, default=str))
     return (
         f"<h2>Repeat it</h2><pre>{escape(study.command)}</pre>"
         f'<ul class="quiet">{listed}</ul>'
-        f"<details><summary>All settings</summary><pre>{settings}</pre></details>"
+        f"{folded_settings(study.settings)}"
     )
-
-
-def _figure(image: bytes, description: str, caption: str = "") -> str:
-    data = base64.b64encode(image).decode("ascii")
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img alt="{escape(description)}" src="data:image/png;base64,{data}">{below}</figure>'

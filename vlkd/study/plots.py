@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vlkd.report.style import INK, MODEL_COLOURS, MUTED, drawing, model_colours, png
+from vlkd.study.claims import Found, found_of
 from vlkd.study.findings import METRICS, RowInfo
 from vlkd.study.statistics import Result, Summary
 from vlkd.study.tables import change
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _ALONE, _DISTILLED = MODEL_COLOURS[6], MODEL_COLOURS[2]
 _UP, _DOWN = MODEL_COLOURS[5], MODEL_COLOURS[4]
 _NAME_WIDTH = 30  # characters of a row's name before it breaks
+_CLAIM_WIDTH = 36
 
 
 def differences(summary: Summary, rows: Sequence[RowInfo]) -> bytes | None:
@@ -42,7 +44,7 @@ def _compared(result: Result) -> bool:
     return result.difference is not None and math.isfinite(result.difference.mean)
 
 
-def _difference(axes: Axes, place: int, result: Result) -> None:
+def _difference(axes: Axes, place: int, result: Result | Found) -> None:
     difference, items = result.difference, result.over_test_items
     if difference is None or not math.isfinite(difference.mean):
         return
@@ -52,6 +54,24 @@ def _difference(axes: Axes, place: int, result: Result) -> None:
         axes.plot([100 * items.low, 100 * items.high], [place, place], color=colour, linewidth=1.2)
     axes.plot([100 * difference.mean], [place], "o", color=colour, markersize=6)
     axes.text(1.02, place, change(difference), transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+
+
+def claims(summary: Summary) -> bytes | None:
+    """Forest plot of the study's claims, drawn as :func:`differences` is."""
+    found: dict[str, dict[str, Found]] = {}
+    for one in found_of(summary.study):
+        found.setdefault(one.claim.text, {})[one.metric] = one
+    if not found:
+        return None
+    names = [textwrap.fill(_literal(text), _CLAIM_WIDTH) for text in found]
+    with drawing(11, 0.75 + 0.42 * len(names), columns=len(summary.compared)) as (figure, panel):
+        for axes, metric in zip(panel, summary.compared, strict=True):
+            axes.axvline(0, color=MUTED, linewidth=1)
+            for place, by_metric in enumerate(found.values()):
+                _difference(axes, place, by_metric[metric])
+            axes.set_title(f"Δ {METRICS[metric]} × 100")
+            _rows_as_lines(axes, names if axes is panel[0] else [""] * len(names))
+        return png(figure)
 
 
 def seed_strips(summary: Summary) -> bytes | None:

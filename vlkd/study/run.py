@@ -21,19 +21,16 @@ from vlkd.models import VLForCaptioning, VLForVQA, load_model
 from vlkd.pipeline.workers import Work, do_all
 from vlkd.pipeline.workshop import Workshop
 from vlkd.recipes import Recipe, load_recipe
-from vlkd.runs import Run, versions, write_atomically
-from vlkd.study.claims import claims_markdown
+from vlkd.runs import Run, versions
 from vlkd.study.findings import Claim, Outcome, RowInfo, Study
-from vlkd.study.page import write_page
 from vlkd.study.plan import Exam, SeededJob, StudyPlan
+from vlkd.study.results import write_results
 from vlkd.study.rows import Row, StudySpec
-from vlkd.study.tables import terminal_table, write_tables
+from vlkd.study.tables import terminal_table
 from vlkd.training import train_stage
 
 Split = Literal["validation", "test"]
 _CONDITIONS: tuple[Condition, ...] = ("picture",)
-STUDY = "study.json"
-CLAIMS = "claims.md"
 
 
 def run_study(
@@ -53,7 +50,7 @@ def run_study(
     Args:
         spec: what is compared.
         folder: where stages and examinations go; what is there already is not done again.
-        results: folder that gets study.json, table.md, claims.md, table.csv, runs.csv and page.html.
+        results: folder that gets what :func:`~vlkd.study.results.write_results` writes.
         rows: names; those that they are compared with are taken too. All without any.
         seeds: at most so many of each row.
         changes: key=value settings of the recipe, for all rows, over those of ``spec``.
@@ -88,12 +85,8 @@ def run_study(
         claims=tuple(Claim(**claim.model_dump()) for claim in spec.claims),
         headline=next((row.name for row in chosen if row.main and row.model == "distilled"), ""),
     )
-    results.mkdir(parents=True, exist_ok=True)
-    study.save(results / STUDY)
-    write_tables(results, study)
-    write_atomically(results / CLAIMS, claims_markdown(study))
     Console(width=100).print(terminal_table(study))
-    return write_page(results, study)
+    return write_results(results, study)
 
 
 def _works(plan: StudyPlan, split: Split) -> list[Work]:

@@ -6,12 +6,10 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlkd.evaluation.bootstrap import Interval
 from vlkd.report.tables import hundredfold
-from vlkd.runs import write_atomically
 from vlkd.study.findings import METRICS, RowInfo, Study
 from vlkd.study.statistics import LEVEL, Estimate, Result, Summary, summarise
 
@@ -27,15 +25,6 @@ _RESULT_FIELDS = (
     *(f"difference_{name}" for name in _ESTIMATE),
     "pictures_low", "pictures_high", "pictures",
 )  # fmt: skip
-
-
-def write_tables(folder: Path, study: Study) -> list[Path]:
-    """Write ``table.md``, ``table.csv`` and ``runs.csv`` into ``folder`` and return their paths."""
-    texts = {"table.md": markdown(study), "table.csv": table_csv(study), "runs.csv": runs_csv(study)}
-    paths = [Path(folder) / name for name in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        write_atomically(path, text)
-    return paths
 
 
 def signed(value: float) -> str:
