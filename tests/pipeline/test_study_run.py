@@ -61,7 +61,7 @@ def test_every_row_has_its_seeds_and_its_results(whole: Path) -> None:
         or found["student", 0]["cider"] != found["student", 1]["cider"]
     )
     results = {path.name for path in (whole / "results").iterdir()}
-    assert results == {"study.json", "table.md", "claims.md", "table.csv", "runs.csv", "page.html"}
+    assert results == {"study.json", "table.md", "claims.md", "table.csv", "runs.csv", "page.html", "seeds.png"}
     table = (whole / "results" / "table.md").read_text()
     assert all(f"| {row} |" in table for row in ("student", "taught", "attention"))
 

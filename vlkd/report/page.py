@@ -96,7 +96,8 @@ def _certainty(story: ReportData) -> str:
         '<div class="scroll"><table><thead><tr><th>difference</th><th style="text-align:left">metric</th><th>this run</th>'
         f"<th>mean of {seeds} trainings</th><th>{100 * level:.0f} % interval<br>of that mean</th><th>standard deviation<br>of one training</th>"
         f"</tr></thead><tbody>{lines}</tbody></table></div>"
-        '<p class="quiet">The interval is Student’s t over seeds, each difference paired by seed. '
+        '<p class="quiet">The interval is Student’s t over seeds, each difference paired by seed; it is about other trainings in that '
+        "world, and other pictures move a difference too. "
         f"<code>{escape(known.command)}</code> at commit {escape(known.commit[:10])}.</p>"
     )
 
