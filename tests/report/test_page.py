@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vlkd.evaluation.seeds import Estimate
 from vlkd.report import ReportData, write_page, write_results
 from vlkd.report.page import page
 from vlkd.report.repetition import RepeatedDifference, Repetition
@@ -151,9 +152,9 @@ def test_what_other_trainings_gave_stands_beside_this_one(light, tmp_path):
     first, second = light.comparisons[0].first, light.comparisons[0].second
     known = Repetition(
         differences=(
-            RepeatedDifference("CIDEr", first, second, 0.1234, 0.021, 0.0912, 0.1556, 0.95, 5),
-            RepeatedDifference("VQA accuracy", first, second, -0.01, 0.03, -0.047, 0.027, 0.95, 5),
-            RepeatedDifference("CIDEr", second, "another model", 0.777, 0.03, 0.7, 0.8, 0.95, 5),
+            RepeatedDifference("CIDEr", first, second, Estimate(0.1234, 0.021, 0.0912, 0.1556, 5)),
+            RepeatedDifference("VQA accuracy", first, second, Estimate(-0.01, 0.03, -0.047, 0.027, 5)),
+            RepeatedDifference("CIDEr", second, "another model", Estimate(0.777, 0.03, 0.7, 0.8, 5)),
         ),
         settings={}, pictures=240, command="vlkd study <b>", commit="0123456789abcdef",
     )  # fmt: skip
@@ -168,7 +169,7 @@ def test_what_other_trainings_gave_stands_beside_this_one(light, tmp_path):
     ]
     assert html.count('<td class="best">+12.3') == 1 and '<td class="best">-1.0' not in html
     found = json.loads(write_results(tmp_path, replace(light, repetition=known)).read_text())["repeated"]
-    assert found[0]["mean"] == 0.1234 and len(found) == 3
+    assert found[0]["estimate"]["mean"] == 0.1234 and len(found) == 3
 
 
 def test_parts_without_data_are_left_out(light):

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from vlkd.evaluation.seeds import Estimate
 from vlkd.study.claims import claims_markdown, found_of
 from vlkd.study.findings import Claim, Study
 from vlkd.study.page import page
-from vlkd.study.statistics import Estimate, over_test_items, paired_difference
+from vlkd.study.statistics import over_test_items, paired_difference
 
 CLAIMS = (
     Claim("It helps", "distilled", "student alone", "CIDEr +5.1"),

@@ -10,8 +10,9 @@ import pytest
 from scipy import stats
 
 from vlkd.evaluation import paired_bootstrap
+from vlkd.evaluation.seeds import t_interval
 from vlkd.study.findings import Outcome, RowInfo, Study
-from vlkd.study.statistics import over_test_items, paired_difference, row_estimate, summarise, t_interval
+from vlkd.study.statistics import over_test_items, paired_difference, row_estimate, summarise
 
 
 def scores(study: Study, row: str, metric: str, seeds) -> list[float]:

@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from vlkd.evaluation.seeds import Estimate
 from vlkd.study.findings import Outcome, RowInfo, Study
-from vlkd.study.statistics import Estimate, summarise
+from vlkd.study.statistics import summarise
 from vlkd.study.tables import (
     bounds,
     change,

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from vlkd.data.vqa_v2 import normalized_answer
+from vlkd.evaluation.seeds import LEVEL
 from vlkd.report.attention import attention_figure
 from vlkd.report.curves import TASK_TITLES, loss_curves
 from vlkd.report.document import document, figure_html, folded_settings, image_html
@@ -89,12 +90,12 @@ def _certainty(story: ReportData) -> str:
         return f"{once}another seed can move the scores by as much as such a difference. One seed is one seed.</p>"
     pairs = [(each, known.of(each.metric, each.first, each.second)) for each in story.comparisons]
     lines = "".join(_repeated_line(here, repeated) for here, repeated in pairs if repeated is not None)
-    seeds, level = known.differences[0].seeds, known.differences[0].level
+    seeds = known.differences[0].estimate.seeds
     return (
         f"{once}one seed is one seed. The same settings were therefore trained with {seeds} seeds in another world of the same "
         f"kind and compared on its {known.pictures} test pictures:</p>"
         '<div class="scroll"><table><thead><tr><th>difference</th><th style="text-align:left">metric</th><th>this run</th>'
-        f"<th>mean of {seeds} trainings</th><th>{100 * level:.0f} % interval<br>of that mean</th><th>standard deviation<br>of one training</th>"
+        f"<th>mean of {seeds} trainings</th><th>{100 * LEVEL:.0f} % interval<br>of that mean</th><th>standard deviation<br>of one training</th>"
         f"</tr></thead><tbody>{lines}</tbody></table></div>"
         '<p class="quiet">The interval is Student’s t over seeds, each difference paired by seed; it is about other trainings in that '
         "world, and other pictures move a difference too. "
@@ -103,11 +104,12 @@ def _certainty(story: ReportData) -> str:
 
 
 def _repeated_line(here: Comparison, repeated: RepeatedDifference) -> str:
-    mark = ' class="best"' if repeated.excludes_zero else ""
+    found = repeated.estimate
+    mark = ' class="best"' if found.excludes_zero else ""
     return (
         f'<tr><th>{escape(here.first)} minus {escape(here.second)}</th><td class="text">{escape(here.metric)}</td>'
-        f"<td>{100 * here.interval.difference:+.1f}</td><td{mark}>{100 * repeated.mean:+.1f}</td>"
-        f"<td>{100 * repeated.low:+.1f} to {100 * repeated.high:+.1f}</td><td>{100 * repeated.deviation:.1f}</td></tr>"
+        f"<td>{100 * here.interval.difference:+.1f}</td><td{mark}>{100 * found.mean:+.1f}</td>"
+        f"<td>{100 * found.low:+.1f} to {100 * found.high:+.1f}</td><td>{100 * found.deviation:.1f}</td></tr>"
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
+from vlkd.evaluation.seeds import Estimate
 from vlkd.recipes import Recipe
 
 _PACKAGED = "repetition.json"
@@ -24,16 +25,7 @@ class RepeatedDifference:
     metric: str  # "CIDEr" or "VQA accuracy"
     first: str  # a ModelRow's name
     second: str
-    mean: float
-    deviation: float  # of one training, with n - 1
-    low: float  # Student's t interval of the mean
-    high: float
-    level: float  # of the interval, e.g. 0.95
-    seeds: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
+    estimate: Estimate
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,8 @@ class Repetition:
     @classmethod
     def from_json(cls, text: str) -> Repetition:
         found = json.loads(text)
-        return cls(differences=tuple(RepeatedDifference(**each) for each in found.pop("differences")), **found)
+        differences = (each | {"estimate": Estimate(**each["estimate"])} for each in found.pop("differences"))
+        return cls(differences=tuple(RepeatedDifference(**each) for each in differences), **found)
 
 
 def known_repetition(recipe: Recipe) -> Repetition | None:

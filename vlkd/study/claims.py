@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlkd.evaluation.bootstrap import Interval
+from vlkd.evaluation.seeds import Estimate
 from vlkd.study.findings import METRICS, Claim, Study
-from vlkd.study.statistics import Estimate, over_test_items, paired_difference
+from vlkd.study.statistics import over_test_items, paired_difference
 from vlkd.study.tables import ABSENT, PERCENT, SHORT, bounds, change, markdown_line, plain, scored_on
 
 

@@ -8,12 +8,13 @@ from html import escape
 from pathlib import Path
 
 from vlkd.evaluation.bootstrap import Interval
+from vlkd.evaluation.seeds import Estimate
 from vlkd.report.document import document, figure_html, folded_settings
 from vlkd.runs import write_atomically
 from vlkd.study.claims import found_of
 from vlkd.study.findings import METRICS, RowInfo, Study
 from vlkd.study.plots import claims, data_shares, differences, queue_sizes, seed_strips
-from vlkd.study.statistics import Estimate, Result, Summary, summarise
+from vlkd.study.statistics import Result, Summary, summarise
 from vlkd.study.tables import ABSENT, PERCENT, SHORT, bounds, explanation, millions, scored_on, signed, spread
 
 _CSS = """

@@ -11,7 +11,7 @@ from vlkd.study import plots
 from vlkd.study.claims import claims_markdown
 from vlkd.study.findings import METRICS, Study
 from vlkd.study.page import write_page
-from vlkd.study.statistics import LEVEL, paired_difference, summarise
+from vlkd.study.statistics import paired_difference, summarise
 from vlkd.study.tables import markdown, runs_csv, table_csv
 
 STUDY = "study.json"
@@ -28,9 +28,11 @@ def write_results(folder: Path, study: Study) -> Path:
     """Write everything that is told of a study into ``folder`` and return the path of its page.
 
     ``study.json`` holds all the others are made from: ``write_results(folder, Study.load(folder / "study.json"))`` makes them
-    again. Figures that the study has nothing for are left out.
+    again. What the study has nothing for is left out, and removed where another study left it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (REPETITION, *FIGURES):
+        (folder / name).unlink(missing_ok=True)
     study.save(folder / STUDY)
     for name, text in texts(study).items():
         write_atomically(folder / name, text)
@@ -51,16 +53,14 @@ def texts(study: Study) -> dict[str, str]:
         "runs.csv": runs_csv(study),
     }
     repeated = repetition(study)
-    return found | ({REPETITION: repeated.to_json()} if repeated.differences else {})
+    return found | ({REPETITION: repeated.to_json()} if repeated.differences and study.split == "test" else {})
 
 
 def repetition(study: Study) -> Repetition:
     """What the study says about the differences that a single run's page shows."""
     return Repetition(
         differences=tuple(
-            RepeatedDifference(
-                METRICS[metric], first, second, found.mean, found.deviation, found.low, found.high, LEVEL, found.seeds
-            )
+            RepeatedDifference(METRICS[metric], first, second, found)
             for first, second in COMPARED
             for metric in METRICS
             if study.row(first) and study.row(second)

@@ -11,25 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlkd.evaluation.bootstrap import Interval, paired_bootstrap
+from vlkd.evaluation.seeds import LEVEL, Estimate, t_interval
 from vlkd.study.findings import METRICS, Outcome, RowInfo, Study
 
-LEVEL = 0.95
 _PER_PICTURE = {"cider": "cider_per_picture", "vqa": "accuracy_per_picture"}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its interval; it speaks of other trainings on the same data, not of other pictures."""
-
-    mean: float
-    deviation: float  # of the sample, with n - 1; NaN for one seed
-    low: float
-    high: float
-    seeds: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -72,25 +57,6 @@ def _result(study: Study, row: RowInfo, metric: str) -> Result:
     difference = paired_difference(study, row.name, row.baseline, metric)
     items = over_test_items(study, row.name, row.baseline, metric) if metric in METRICS else None
     return Result(score, difference, items)
-
-
-def t_interval(values: Sequence[float], level: float = LEVEL) -> Estimate:
-    """The mean of ``values`` with Student's t interval: mean ± t(n − 1, (1 + level) / 2) · s / √n.
-
-    s is the sample's standard deviation. Values are taken as independent draws from a normal distribution. One value
-    has a mean and no interval (NaN); no value has neither.
-    """
-    from scipy.stats import t
-
-    count = len(values)
-    if count == 0:
-        return Estimate(math.nan, math.nan, math.nan, math.nan, 0)
-    mean = math.fsum(values) / count
-    if count == 1:
-        return Estimate(mean, math.nan, math.nan, math.nan, 1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(t.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
-    return Estimate(mean, deviation, mean - half, mean + half, count)
 
 
 def row_estimate(study: Study, row: str, metric: str) -> Estimate:

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlkd.evaluation.bootstrap import Interval
+from vlkd.evaluation.seeds import LEVEL, Estimate
 from vlkd.report.tables import hundredfold
 from vlkd.study.findings import METRICS, RowInfo, Study
-from vlkd.study.statistics import LEVEL, Estimate, Result, Summary, summarise
+from vlkd.study.statistics import Result, Summary, summarise
 
 if TYPE_CHECKING:
     from rich.table import Table
