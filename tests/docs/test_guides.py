@@ -52,6 +52,9 @@ def run(steps: list[list[str]]) -> None:
 
 def test_from_a_folder_of_pictures_to_an_exported_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "vlkd.pipeline.run.known_repetition", lambda recipe: pytest.fail("what is known is of rendered pictures")
+    )
     Path("recipe.yaml").write_text(RECIPE)
     steps = commands(DOCS / "own-pictures.md")
     assert len(steps) == 7

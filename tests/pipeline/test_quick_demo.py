@@ -3,11 +3,17 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from vlkd.evaluation.seeds import Estimate
+from vlkd.pipeline import run_method
+from vlkd.recipes import load_recipe
+from vlkd.report.repetition import RepeatedDifference, Repetition
 
 ROWS = ["teacher", "teacher, not adapted", "adapted teacher", "student", "distilled student"]
 
@@ -66,6 +72,17 @@ def test_a_finished_run_is_reported_again_and_left_as_it_is(quick_run, vlkd):
     assert again.returncode == 0 and "distilled student" in again.stdout
     assert (quick_run.folder / "results.json").read_bytes() == before
     assert weights.stat().st_mtime_ns == modified
+
+
+def test_what_several_trainings_gave_is_told_where_it_is_known(quick_run, monkeypatch, tmp_path):
+    folder = tmp_path / "quick"
+    shutil.copytree(quick_run.folder, folder)
+    pair = ("distilled student", "student")
+    known = Repetition((RepeatedDifference("CIDEr", *pair, Estimate(0.5, 0.1, 0.4, 0.6, 7)),), {}, 240, "", "")
+    monkeypatch.setattr("vlkd.pipeline.run.known_repetition", lambda recipe: known)
+    page = run_method(load_recipe("quick", ["seed=0", "world.seed=0"]), folder, jobs=1).read_text()
+    assert "trained with 7 seeds in another world" in page and "+40.0 to +60.0" in page
+    assert "seeds in another world" not in (quick_run.folder / "report.html").read_text()
 
 
 def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
