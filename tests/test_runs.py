@@ -1,9 +1,13 @@
 import json
+import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from vlkd.data import save_tokenizer, train_tokenizer
 from vlkd.errors import VlkdError
-from vlkd.runs import Run, truncate_jsonl, write_atomically
+from vlkd.runs import Run, permit_as_umask, truncate_jsonl, write_atomically
 
 SETTINGS = {"seed": 0, "student": {"width": 64, "layers": 3}}
 
@@ -74,3 +78,18 @@ def test_metrics_are_cut_back_to_a_step(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     truncate_jsonl(path, "step", 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_have_the_permissions_that_the_umask_leaves(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "results.json", "{}")
+        (tmp_path / "model").mkdir()
+        save_file({"weight": torch.zeros(1)}, tmp_path / "model" / "model.safetensors")
+        permit_as_umask(tmp_path / "model")
+        save_tokenizer(train_tokenizer(["a red star"], 64), tmp_path / "tokenizer")
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path

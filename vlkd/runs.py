@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
+import secrets
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -110,19 +110,28 @@ def versions() -> dict[str, str]:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write ``content`` beside ``path``, flush it to the disk, and rename it into place."""
+    """Write ``content`` beside ``path``, flush it to the disk, and rename it into place, with the umask's permissions."""
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # Not of tempfile, whose files only their owner may read.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def permit_as_umask(folder: Path) -> None:
+    """Give the files of a folder that was just made the umask's permissions; safetensors lets only their owner read them."""
+    readable = folder.stat().st_mode & 0o666
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(readable)
 
 
 def truncate_jsonl(path: Path, key: str, last: int) -> None:

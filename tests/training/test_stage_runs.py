@@ -79,6 +79,8 @@ def test_a_run_folder_tells_the_whole_story(uninterrupted: Path, run: Callable[.
     assert settings["schedule"]["steps"] == 8 and settings["data_fingerprint"] == "hand-made"
     assert "transformers" in json.loads((uninterrupted / "versions.json").read_text())
     assert [path.name for path in (uninterrupted / "checkpoints").iterdir()] == ["checkpoint-8"]
+    modes = {path.stat().st_mode & 0o777 for path in uninterrupted.rglob("*") if path.is_file()}
+    assert modes == {(uninterrupted / "settings.yaml").stat().st_mode & 0o777}  # all as the umask says
     assert any((uninterrupted / "tensorboard").iterdir())
 
     rows = _metrics(uninterrupted)

@@ -184,6 +184,7 @@ def checkpoint(
     from vlkd.data import save_tokenizer
     from vlkd.errors import VlkdError
     from vlkd.models import load_oscar, load_oscar_tokenizer
+    from vlkd.runs import permit_as_umask
 
     for place in (out, *([data / "tokenizer"] if data else [])):
         if place.exists():
@@ -191,6 +192,7 @@ def checkpoint(
     model, report = load_oscar(folder, task)  # type: ignore[arg-type]
     tokenizer = load_oscar_tokenizer(folder)
     model.save_pretrained(out)
+    permit_as_umask(out)
     for place in (out, *([data] if data else [])):
         save_tokenizer(tokenizer, place / "tokenizer")
     typer.echo(str(report))

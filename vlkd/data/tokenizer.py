@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,9 +68,9 @@ def _continuations(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path | str) -> None:
     """``save_pretrained``, then renamed into place; where another process was faster, its tokenizer stays."""
     folder = Path(folder)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    partial.mkdir()
     tokenizer.save_pretrained(partial)
-    partial.chmod(0o755)
     try:
         os.replace(partial, folder)
     except OSError:

@@ -14,7 +14,7 @@ from vlkd.errors import VlkdError
 from vlkd.evaluation.model import MODELS
 from vlkd.models import load_model
 from vlkd.recipes import Recipe
-from vlkd.runs import write_atomically
+from vlkd.runs import permit_as_umask, write_atomically
 from vlkd.training import StageData
 
 INPUTS = "inputs.json"
@@ -64,6 +64,7 @@ def export_model(
         if task == "vqa":
             answers: AnswerVocabulary = data.answer_vocabulary()
             answers.save(unfinished / "answers.json")
+        permit_as_umask(unfinished)
         unfinished.rename(out)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vlkd.runs import permit_as_umask
+
 _WHOLE = re.compile(r"checkpoint-\d+")
 #: Where a checkpoint is written before it is renamed into place.
 PARTIAL = ".partial"
@@ -28,6 +30,7 @@ def step_of(checkpoint: Path) -> int:
 def publish(folder: Path, name: str) -> None:
     """Rename the finished ``folder/.partial/name`` to ``folder/name`` and delete the checkpoints before it."""
     whole = folder / name
+    permit_as_umask(folder / PARTIAL / name)
     os.replace(folder / PARTIAL / name, whole)
     for path in _entries(folder):
         if path != whole:

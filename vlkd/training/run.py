@@ -20,7 +20,7 @@ from vlkd.errors import VlkdError
 from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder, load_model, start_from
 from vlkd.objectives import paired_layers
 from vlkd.recipes import Distillation, Recipe
-from vlkd.runs import Run
+from vlkd.runs import Run, permit_as_umask
 from vlkd.training.arguments import process_state, training_arguments
 from vlkd.training.callbacks import MetricsFile, ProgressBar
 from vlkd.training.checkpoints import latest_checkpoint
@@ -228,4 +228,5 @@ def _save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor]
     finally:
         if bars:
             logging.enable_progress_bar()
+    permit_as_umask(partial)
     os.replace(partial, folder)
