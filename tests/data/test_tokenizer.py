@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers.normalizers import BertNormalizer
 
-from vlkd.data import load_tokenizer, train_tokenizer
+from vlkd.data import load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_tokenizer
 from vlkd.errors import VlkdError
 
 # Many pairs of letters with the same count: a trainer that breaks ties by chance gives itself away.
@@ -46,3 +47,21 @@ def test_saved_and_loaded(tokenizer, tmp_path) -> None:
 def test_no_tokenizer_there(tmp_path) -> None:
     with pytest.raises(VlkdError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_fingerprint_stays_when_a_tokenizer_is_used_saved_and_loaded(tokenizer, tmp_path) -> None:
+    before = tokenizer_fingerprint(tokenizer)
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    loaded = load_tokenizer(tmp_path / "tokenizer")
+    assert tokenizer_fingerprint(loaded) == before
+    loaded(["a red star", "a star"], padding="max_length", truncation=True, max_length=8)
+    assert tokenizer_fingerprint(loaded) == before
+    loaded.save_pretrained(tmp_path / "again")
+    assert tokenizer_fingerprint(load_tokenizer(tmp_path / "again")) == before
+
+
+def test_a_fingerprint_tells_vocabularies_apart() -> None:
+    one, same, other = (train_tokenizer(texts, 100) for texts in (["a star"], ["a star"], ["a ring"]))
+    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(same) != tokenizer_fingerprint(other)
+    same.backend_tokenizer.normalizer = BertNormalizer(lowercase=False)
+    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(same)

@@ -5,7 +5,7 @@ from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.masking import IGNORED
 from vlkd.data.store import RegionBatch, RegionMemory, RegionSource, RegionStore, View, write_store
 from vlkd.data.tasks import CaptioningSet, Condition, PretrainingSet, VQASet
-from vlkd.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from vlkd.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_tokenizer
 
 __all__ = [
     "IGNORED",
@@ -27,6 +27,7 @@ __all__ = [
     "model_inputs",
     "picture_id",
     "save_tokenizer",
+    "tokenizer_fingerprint",
     "train_tokenizer",
     "write_store",
 ]

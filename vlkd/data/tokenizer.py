@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -90,3 +92,16 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
     if not (Path(folder) / _FILE).is_file():
         raise VlkdError(f"'{folder}' holds no tokenizer (no {_FILE}): finish the stage that writes it first.")
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Names how text becomes ids: 16 hexadecimal digits, the same for a tokenizer that was saved and loaded again.
+
+    It covers the vocabulary, the numbers of the special tokens, and how text is normalised and split. Padding, truncation and
+    the way back from ids to text change no id and do not count.
+    """
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    special = {name: tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in SPECIAL_TOKENS}
+    added = sorted((token["content"], token["id"]) for token in parts["added_tokens"])
+    content = [parts["normalizer"], parts["pre_tokenizer"], parts["model"], added, special]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
