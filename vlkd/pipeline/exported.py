@@ -19,7 +19,7 @@ from vlkd.models import load_model
 from vlkd.recipes.schema import Text
 from vlkd.regions import read_picture
 from vlkd.regions.detectors import to_tensors
-from vlkd.regions.extract import with_geometry
+from vlkd.regions.extraction import with_geometry
 from vlkd.regions.paired import RegionRecord
 from vlkd.regions.two_stage import TwoStageDetector
 from vlkd.scenes import Question

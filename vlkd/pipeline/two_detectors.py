@@ -10,7 +10,7 @@ import torch
 
 from vlkd.errors import VlkdError
 from vlkd.regions.detectors import Detections, to_tensors
-from vlkd.regions.extract import with_geometry
+from vlkd.regions.extraction import with_geometry
 from vlkd.regions.paired import RegionRecord
 from vlkd.regions.picture_folder import PictureFile
 from vlkd.regions.two_stage import Precision, TwoStageDetector

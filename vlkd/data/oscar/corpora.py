@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlkd.data.corpus import ANSWERS, AnswerVocabulary, Corpus
 from vlkd.data.json_rows import read_json
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.oscar.texts import file_names, read_answers, read_captions, read_questions
-from vlkd.data.store import RegionStore
 from vlkd.data.tables import read_question_table
 from vlkd.data.vqa_v2 import asked_questions, frequent_answers, read_annotations
 from vlkd.data.vqa_v2 import read_questions as read_vqa_questions
 from vlkd.errors import VlkdError
 from vlkd.scenes import Question
+
+if TYPE_CHECKING:
+    from vlkd.data.store import RegionStore
 
 LEAST = 9  # questions that an answer of VQA v2 must be the most frequent of
 

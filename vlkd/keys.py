@@ -1,0 +1,20 @@
+"""Keys of pictures: one spelling for each, and how they stand in a sentence."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_SHOWN = 60  # characters of a key in a sentence
+
+
+def normal_key(key: str) -> str:
+    """The key in Unicode's composed form (NFC).
+
+    An é may be one character or an e with an accent behind it: macOS spells file names the second way, most tools the first.
+    """
+    return unicodedata.normalize("NFC", key)
+
+
+def shown(key: str) -> str:
+    """The key as a sentence has it: a long one, such as features in the place of a key, is cut."""
+    return key if len(key) <= _SHOWN else f"{key[: _SHOWN - 20]}… ({len(key):,} characters)"
