@@ -16,6 +16,7 @@ from vlkd.data import RegionBatch, RegionMemory, RegionStore, write_store
 from vlkd.data.store import finish_store, layout, part_name, unfinished_folder, write_part
 from vlkd.data.store.write import Seen
 from vlkd.errors import VlkdError
+from vlkd.regions.identity import DetectorIdentity
 from vlkd.regions.paired import PairedRegions, RegionRecord, Regions, geometry
 
 
@@ -47,7 +48,9 @@ def test_tags_of_either_view(store, records) -> None:
 
 
 def test_half_precision_rounds_features_but_not_geometry(records, tmp_path) -> None:
-    store = write_store(tmp_path / "half", records, dtype="float16")
+    detector = DetectorIdentity(name="a", fingerprint="1", score_threshold=0.2, max_regions=12)
+    store = write_store(tmp_path / "half", records, dtype="float16", detectors={"student": detector})
+    assert store.detectors == {"student": detector}  # the teacher's is not known
     for read, record in zip(store.read(store.keys, "paired"), records, strict=True):
         assert read.teacher_features.dtype == np.float32
         np.testing.assert_array_equal(read.teacher_features[:, -6:], record.teacher_features[:, -6:])

@@ -138,6 +138,7 @@ def test_the_store_holds_both_views_under_the_paths_without_suffix(whole: Extrac
     assert store.keys == ("0", "1", "b/2", "b/3", "b/c/4", "b/c/5", "b/c/6")
     assert store.views == ("paired", "own") and store.dtype == "float16"
     assert (store.student_dim, store.teacher_dim) == (128 + 6, 256 + 6)
+    assert store.detectors == demo().identities() and store.detectors["student"].max_regions == 50
     for view in store.views:
         assert len(store.read(store.keys, view)) == 7  # verified against the geometry
         for tags in store.tags(store.keys, view):

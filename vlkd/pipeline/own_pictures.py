@@ -110,7 +110,7 @@ def extract_pictures(
     for number in track(range(len(blocks)), "parts of all processes") if shard.world > 1 else ():
         while not (parts / part_name(number)).exists():
             time.sleep(_POLL)
-    return _finish(store, parts, notes, fingerprint, len(blocks))
+    return _finish(store, parts, notes, fingerprint, len(blocks), detectors)
 
 
 def _settings(
@@ -186,7 +186,7 @@ def _check_half(record: RegionRecord) -> None:
             )
 
 
-def _finish(store: Path, parts: Path, notes: Path, fingerprint: str, count: int) -> Extracted:
+def _finish(store: Path, parts: Path, notes: Path, fingerprint: str, count: int, detectors: TwoDetectors) -> Extracted:
     """All ``count`` parts are there: list what is broken, then make the store."""
     lines = [line for number in range(count) for line in _note(notes, number).read_text("utf-8").splitlines(True)]
     broken = store.parent / BROKEN
@@ -199,7 +199,7 @@ def _finish(store: Path, parts: Path, notes: Path, fingerprint: str, count: int)
         raise VlkdError(f"None of {len(lines)} pictures could be read: '{broken}' says why of each.")
     for stray in parts.glob(".*"):  # half-written files of a process that was killed
         stray.unlink()
-    opened = finish_store(store, fingerprint)
+    opened = finish_store(store, fingerprint, detectors.identities())
     shutil.rmtree(notes)
     return Extracted(opened, broken if lines else None, len(lines))
 

@@ -19,6 +19,7 @@ from vlkd.data import (
     train_tokenizer,
     write_store,
 )
+from vlkd.data.store import Role
 from vlkd.pipeline.prepared import Prepared
 from vlkd.progress import track
 from vlkd.recipes import Recipe
@@ -32,8 +33,9 @@ from vlkd.regions import (
     load_detectors,
     load_packaged_detectors,
 )
+from vlkd.regions.identity import DetectorIdentity, detector_fingerprint
 from vlkd.runs import Run
-from vlkd.scenes import Picture, make_picture
+from vlkd.scenes import CLASSES, Picture, make_picture
 from vlkd.training import StageData
 
 SPLITS = ("train", "validation", "test")
@@ -45,6 +47,23 @@ def detectors_of(recipe: Recipe, folder: Path) -> tuple[FasterRCNNWithAttributes
     if recipe.detectors.weights == "packaged":
         return load_packaged_detectors(recipe.detectors)
     return load_detectors(folder / "detectors" / "weights", recipe.detectors)
+
+
+def identities(
+    recipe: Recipe, folder: Path, student: FasterRCNNWithAttributes, teacher: FasterRCNNWithAttributes
+) -> dict[Role, DetectorIdentity]:
+    """What the regions of a rendered world depend on: its detectors, which :func:`detectors_of` gave, and their limits."""
+    settings, found = recipe.detectors, {}
+    for role, detector in (("student", student), ("teacher", teacher)):
+        trained = settings.weights == "train"
+        found[role] = DetectorIdentity(
+            name=f"demo-{role}" if not trained else f"{detector.settings.backbone}, trained for this run",
+            fingerprint=detector_fingerprint(detector, CLASSES, standardised=True),
+            score_threshold=settings.score_threshold,
+            max_regions=settings.max_regions,
+            weights=str((folder / "detectors" / "weights" / f"{role}.safetensors").absolute()) if trained else None,
+        )
+    return found
 
 
 def prepare(recipe: Recipe, folder: Path) -> Prepared:
@@ -114,7 +133,7 @@ def _extract_regions(recipe: Recipe, folder: Path) -> dict:
             recipe.detectors.max_regions,
             recipe.detectors.score_threshold,
         )
-        write_store(store, records, _fingerprint(settings))
+        write_store(store, records, _fingerprint(settings), detectors=identities(recipe, folder, student, teacher))
     for split in SPLITS:
         Corpus.of_pictures(split, texts[split]).save(run.folder / f"{split}.json")
     held_out = texts["validation"][:_AP50_PICTURES]

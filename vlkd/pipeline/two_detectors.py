@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vlkd.data.store import Role
 from vlkd.errors import VlkdError
 from vlkd.regions.detectors import Detections, to_tensors
 from vlkd.regions.extraction import with_geometry
+from vlkd.regions.identity import DetectorIdentity
 from vlkd.regions.paired import RegionRecord
 from vlkd.regions.picture_folder import PictureFile
 from vlkd.regions.two_stage import Precision, TwoStageDetector
@@ -57,6 +59,13 @@ class TwoDetectors:
         self.batch = 1 if device.type == "cpu" else batch
         self.max_regions = max_regions
         self.score_threshold = score_threshold
+
+    def identities(self) -> dict[Role, DetectorIdentity]:
+        """What a store says of how its regions were made."""
+        return {
+            "student": self.student.identity(self.score_threshold, self.max_regions),
+            "teacher": self.teacher.identity(self.score_threshold, self.max_regions),
+        }
 
     def records(self, pictures: Iterable[Read]) -> Iterator[RegionRecord | Broken]:
         """Each picture's record, or why there is none; the order is the pictures' only on a CPU."""

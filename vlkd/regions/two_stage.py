@@ -5,7 +5,6 @@ Legend: B pictures, n boxes of a picture, N boxes of all pictures, C channels, D
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from torchvision.models.detection.transform import resize_boxes
 
 from vlkd.errors import VlkdError
 from vlkd.regions.detectors import FEATURE_SCALE, Detections, FeatureMaps, select, whole_picture
+from vlkd.regions.identity import DetectorIdentity, detector_fingerprint
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -34,7 +34,16 @@ class TwoStageDetector:
     :meth:`input_size`: where padding depends on the company, so do features near a picture's edge.
     """
 
-    def __init__(self, model: FasterRCNN, classes: Sequence[str], *, standardised: bool = False) -> None:
+    def __init__(
+        self,
+        model: FasterRCNN,
+        classes: Sequence[str],
+        *,
+        standardised: bool = False,
+        name: str = "unnamed",
+        weights: str | None = None,
+        classes_file: str | None = None,
+    ) -> None:
         """Take ``model`` over.
 
         Args:
@@ -42,6 +51,7 @@ class TwoStageDetector:
             classes: names of the labels 1, 2, …; a label called :data:`UNNAMED` is never detected.
             standardised: each feature is standardised over its D numbers and scaled by :data:`FEATURE_SCALE`, as the
                 rendered world's detectors have it; else it is the box head's output as it is.
+            name, weights, classes_file: what :meth:`identity` says of it.
 
         Raises:
             VlkdError: the predictor has another number of classes, or is of another kind.
@@ -57,6 +67,7 @@ class TwoStageDetector:
             raise VlkdError(f"The detector tells {count} classes apart, but {len(classes)} names are given.")
         self.classes = tuple(classes)
         self.feature_dim: int = predictor.cls_score.in_features
+        self.name, self._weights, self._classes_file = name, weights, classes_file
         self._standardised = standardised
         self._half: torch.dtype | None = None
         self._unnamed = [number for number, name in enumerate(classes) if name == UNNAMED]
@@ -68,12 +79,15 @@ class TwoStageDetector:
         return next(self.model.parameters()).device
 
     def fingerprint(self) -> str:
-        """Changes when the weights, the classes or the input size do."""
-        digest = hashlib.sha256(repr((self.classes, self.model.transform)).encode())
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """As :func:`~vlkd.regions.identity.detector_fingerprint`."""
+        return detector_fingerprint(self.model, self.classes, self._standardised)
+
+    def identity(self, score_threshold: float, max_regions: int) -> DetectorIdentity:
+        """What the regions depend on that it gives with these limits."""
+        return DetectorIdentity(
+            name=self.name, fingerprint=self.fingerprint(), score_threshold=score_threshold, max_regions=max_regions,
+            weights=self._weights, classes=self._classes_file,
+        )  # fmt: skip
 
     def to(self, device: torch.device, precision: Precision = "fp32") -> TwoStageDetector:
         """Move it; below fp32 the backbone, the proposals' convolutions and the box head run in autocast.

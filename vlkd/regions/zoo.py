@@ -73,7 +73,9 @@ def load_detector(name: str, weights: str | Path | None = None, classes: Path | 
             for module in model.modules():  # frozen norms: torchvision's weights, or fine-tuned from them
                 if isinstance(module, nn.BatchNorm2d):
                     module.eps = 0.0
-    return TwoStageDetector(model, names)
+    weights_file = str(Path(weights).absolute()) if weights not in (None, RANDOM) else weights
+    classes_file = str(classes.absolute()) if classes is not None else None
+    return TwoStageDetector(model, names, name=name, weights=weights_file, classes_file=classes_file)
 
 
 def coco_classes() -> tuple[str, ...]:
@@ -140,7 +142,7 @@ def _demo(name: str, weights: str | Path | None, classes: Path | None) -> TwoSta
     if weights is not None or classes is not None:
         raise VlkdError(f"'{name}' comes with its own weights and classes: leave those options out.")
     model = load_packaged_detectors(Detectors())[_DEMO.index(name)]
-    return TwoStageDetector(model, CLASSES, standardised=True)
+    return TwoStageDetector(model, CLASSES, standardised=True, name=name)
 
 
 def _build(name: str, labels: int) -> FasterRCNN:

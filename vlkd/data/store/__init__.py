@@ -1,7 +1,7 @@
 """The feature store: region records in memory-mapped Arrow files, read by picture key, verified on the way in and out."""
 
 from vlkd.data.store.batch import RegionBatch
-from vlkd.data.store.layout import FeatureType, View
+from vlkd.data.store.layout import FeatureType, Role, View
 from vlkd.data.store.memory import RegionMemory
 from vlkd.data.store.read import RegionSource, RegionStore
 from vlkd.data.store.write import Seen, finish_store, part_name, unfinished_folder, write_part, write_store
@@ -12,6 +12,7 @@ __all__ = [
     "RegionMemory",
     "RegionSource",
     "RegionStore",
+    "Role",
     "Seen",
     "View",
     "finish_store",

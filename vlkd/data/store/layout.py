@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 View = Literal["paired", "own"]
 FeatureType = Literal["float32", "float16"]
+Role = Literal["student", "teacher"]
 
 FORMAT = "vlkd regions 2"
 METADATA = "regions.json"

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vlkd.data.store import layout
 from vlkd.data.store.batch import RegionBatch
-from vlkd.data.store.layout import BOXES, FEATURES, TAGS, FeatureType, View, geometry_of
+from vlkd.data.store.layout import BOXES, FEATURES, TAGS, FeatureType, Role, View, geometry_of
 from vlkd.errors import VlkdError
+from vlkd.regions.identity import DetectorIdentity
 from vlkd.regions.paired import GEOMETRY_DIM, PairedRegions, Regions
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class RegionStore:
         dtype: the features' type on disk; what is read is float32.
         max_regions: the most regions that any picture has, of either detector.
         fingerprint: what the writer was given.
+        detectors: what made the regions, as far as that is known; nothing is of imported files.
     """
 
     def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
@@ -58,6 +60,9 @@ class RegionStore:
         self.dtype: FeatureType = metadata["dtype"]
         self.max_regions: int = metadata["max_regions"]
         self.fingerprint: str = metadata["fingerprint"]
+        self.detectors: dict[Role, DetectorIdentity] = {
+            role: DetectorIdentity(**facts) for role, facts in metadata.get("detectors", {}).items()
+        }
         self._batches: list[pyarrow.RecordBatch] = []
         for part in metadata["parts"]:
             reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / part["file"])))

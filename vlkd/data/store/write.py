@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlkd.data.store import layout
-from vlkd.data.store.layout import BOXES, FEATURES, TAGS, FeatureType, View, geometry_of, part_name
+from vlkd.data.store.layout import BOXES, FEATURES, TAGS, FeatureType, Role, View, geometry_of, part_name
 from vlkd.data.store.read import RegionStore
 from vlkd.errors import VlkdError
+from vlkd.regions.identity import DetectorIdentity
 from vlkd.regions.paired import GEOMETRY_DIM, RegionRecord
 from vlkd.runs import write_atomically
 
@@ -27,7 +28,12 @@ _SUMMARY = b"vlkd"  # of a part, in its schema's metadata
 
 
 def write_store(
-    folder: Path | str, records: Iterable[RegionRecord], fingerprint: str = "", *, dtype: FeatureType = "float32"
+    folder: Path | str,
+    records: Iterable[RegionRecord],
+    fingerprint: str = "",
+    *,
+    dtype: FeatureType = "float32",
+    detectors: Mapping[Role, DetectorIdentity] | None = None,
 ) -> RegionStore:
     """Write ``records`` as a store and open it. It appears under ``folder`` whole or not at all.
 
@@ -36,6 +42,7 @@ def write_store(
         records: taken one after the other; each is verified before it is written.
         fingerprint: names the data, for run folders to compare.
         dtype: of the features on disk; float16 halves the files.
+        detectors: what made the regions; a detector that is left out is not known.
 
     Raises:
         VlkdError: ``folder`` exists, there is no record, two have the same key, different widths or different views, or one
@@ -51,7 +58,7 @@ def write_store(
             part = _chain(batch, islice(remaining, _PICTURES_A_PART - 1))
             write_part(unfinished / part_name(number), part, dtype, seen)
             number += 1
-        return finish_store(folder, fingerprint)
+        return finish_store(folder, fingerprint, detectors)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -147,8 +154,10 @@ def _kind(record: RegionRecord, dtype: FeatureType) -> dict[str, Any]:
     }
 
 
-def finish_store(folder: Path, fingerprint: str = "") -> RegionStore:
-    """Make a store of the parts in its :func:`unfinished_folder` and open it.
+def finish_store(
+    folder: Path, fingerprint: str = "", detectors: Mapping[Role, DetectorIdentity] | None = None
+) -> RegionStore:
+    """Make a store of the parts in its :func:`unfinished_folder` and open it; arguments as in :func:`write_store`.
 
     Raises:
         VlkdError: there is no picture, two parts hold the same one, or the parts differ in widths, views or dtype.
@@ -156,6 +165,7 @@ def finish_store(folder: Path, fingerprint: str = "") -> RegionStore:
     unfinished = unfinished_folder(folder)
     metadata = _summary(sorted(unfinished.glob("part-*.arrow")))
     metadata |= {"format": layout.FORMAT, "fingerprint": fingerprint}
+    metadata["detectors"] = {role: identity.model_dump() for role, identity in (detectors or {}).items()}
     write_atomically(unfinished / layout.METADATA, json.dumps(metadata, indent=2) + "\n")
     unfinished.rename(folder)
     return RegionStore.open(folder)
