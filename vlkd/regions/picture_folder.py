@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vlkd.errors import VlkdError
+from vlkd.keys import normal_key
 from vlkd.regions.photographs import read_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -27,7 +28,7 @@ class PictureFile:
 
     @property
     def key(self) -> str:
-        return self.name[: self.name.rindex(".")]
+        return normal_key(self.name[: self.name.rindex(".")])
 
     @property
     def path(self) -> Path:
