@@ -224,15 +224,32 @@ def test_one_command_starts_from_a_teacher_and_needs_no_regions_of_its_own(folde
 
 
 def test_the_page_shows_the_pictures_of_a_folder(folder: Path, tmp_path: Path) -> None:
-    """Two of the three are there, one of them in another size than its boxes are in."""
+    """Two of the three are there, one of them in another size than its boxes are in. What cannot be shown says why."""
     store = RegionStore.open(folder / "data" / "store")
     for key, more in zip(KEYS[:2], (0, 1), strict=True):
         (regions,) = store.read([key], "paired")
         noise = np.random.default_rng(0).integers(0, 256, (regions.height, regions.width + more, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{key}.png")
     prepared = open_imported(load_recipe("quick"), folder / "data", tmp_path)
-    shown = [prepared.pixels(regions) for regions in store.read(KEYS, "paired")]
-    assert [pixels is None for pixels in shown] == [False, True, True]
+    first, second, third = (prepared.pixels(regions) for regions in store.read(KEYS, "paired"))
+    assert isinstance(first, np.ndarray)
+    assert isinstance(second, str) and f"{KEYS[1]}.png' has" in second and "but its boxes are of" in second
+    assert third == f"There is no picture '{KEYS[2]}' in '{tmp_path}'."
+    (tmp_path / f"{KEYS[0]}.png").write_bytes(b"no picture")
+    assert "cannot be read as a picture" in str(prepared.pixels(store.read(KEYS, "paired")[0]))
+    gone = open_imported(load_recipe("quick"), folder / "data", tmp_path / "gone")
+    assert "There is no folder" in str(gone.pixels(store.read(KEYS, "paired")[0]))
+
+
+def test_a_folder_of_other_pictures_is_refused_before_any_training(folder: Path, tmp_path: Path) -> None:
+    command = ("run", *TINY, "--data", folder / "data", "--out", tmp_path / "run", "--images", tmp_path / "images")
+    with pytest.raises(VlkdError, match="There is no folder"):
+        vlkd(*command)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "another.png").touch()
+    with pytest.raises(VlkdError, match=rf"none of the .* such as '{KEYS[0]}', in the folder such as 'another'"):
+        vlkd(*command)
+    assert not (tmp_path / "run").exists()
 
 
 def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:

@@ -191,3 +191,11 @@ def test_a_failing_figure_leaves_no_half_page(story, light, tmp_path):
         write_page(tmp_path, replace(light, samples=(broken,)))
     assert (tmp_path / "report.html").read_text() == "the page of last time"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_picture_that_cannot_be_shown_says_which_and_why(story, light):
+    sample = replace(story.samples[0], pixels="The file '<a>.jpg' cannot be read as a picture (torn).")
+    html = page(replace(light, samples=(sample, replace(story.samples[1], tags=(), pixels=""))))
+    assert "The file &#x27;&lt;a&gt;.jpg&#x27; cannot be read as a picture (torn). The student’s detector saw: " in html
+    assert "saw: ." not in html
+    read(html)

@@ -16,7 +16,7 @@ from vlkd.models import VLConfig, VLForVQA
 from vlkd.report import terminal_table, write_results
 from vlkd.report.attention import attention_figure, region_attention
 from vlkd.report.curves import loss_curves, read_curve
-from vlkd.report.pictures import picture_with_boxes
+from vlkd.report.pictures import drawable, picture_with_boxes
 from vlkd.report.plots import score_bars
 from vlkd.report.story import StageRecord
 from vlkd.report.tables import hundredfold, score_columns
@@ -91,6 +91,28 @@ def test_boxes_are_drawn_where_they_are():
              (columns[0] - left) / (right - left), (columns[-1] - left) / (right - left)]  # fmt: skip
     assert place == pytest.approx([0.3, 0.8, 0.2, 0.6], abs=0.02)  # half a line's width
     assert not changed[(rows[0] + rows[-1]) // 2, (columns[0] + columns[-1]) // 2]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (4000, 1), (3, 9000), (9001, 2)])
+def test_a_picture_of_any_shape_can_be_drawn(story, shape: tuple[int, int]):
+    """A panel as long as the picture would have a million pixels a side, or none."""
+    long = np.full((*shape, 3), 90, dtype=np.uint8)
+    boxes = np.array([[0.0, 0.0, shape[1], shape[0]]])
+    drawn = pixels(picture_with_boxes(long, boxes, ["thing"]))
+    assert max(drawn.shape) < 2000 and min(drawn.shape[:2]) > 30
+    example = replace(story.attention[0], pixels=long, boxes=boxes, maps={"teacher": np.array([0.5])})
+    assert max(pixels(attention_figure(example)).shape) < 2000
+
+
+def test_a_huge_picture_is_drawn_smaller_and_its_boxes_with_it():
+    huge = np.zeros((4100, 9001, 3), dtype=np.uint8)
+    huge[:, 4500:] = 200
+    small, boxes = drawable(huge, np.array([[4500.0, 0.0, 9000.0, 4098.0]]))
+    assert small.shape == (1367, 3001, 3)
+    np.testing.assert_allclose(boxes, [[1500, 0, 3000, 1366]])
+    assert (small[:, :1500] == 0).all() and (small[:, 1500:] == 200).all()
+    same = drawable(huge[:100, :4096], boxes)
+    assert same[0].shape == (100, 4096, 3) and same[1] is boxes
 
 
 def test_attended_regions_are_lit(story):

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vlkd.errors import VlkdError
 from vlkd.pipeline.examine import SPLITS, Candidate, candidates, examine
+from vlkd.pipeline.imported import check_images
 from vlkd.pipeline.method import TASKS, TEXTS, Job, Plan, Task, plan_method
 from vlkd.pipeline.tell import report_data
 from vlkd.pipeline.workers import Work, do_all
@@ -50,7 +51,8 @@ def run_method(
         start: folder of a pre-trained teacher, whose pre-training is then not done.
 
     Raises:
-        VlkdError: ``folder`` holds a run of other settings, or something that is no run; the data lack a test split.
+        VlkdError: ``folder`` holds a run of other settings, or something that is no run; the data lack a test split; ``images``
+            holds none of the data's pictures.
     """
     state = process_state()
     if imported is None and state.num_processes > 1:
@@ -64,6 +66,8 @@ def run_method(
     if imported is not None:
         fingerprint = workshop.data.fingerprint
         _tasks(workshop.data)  # data that lack something are refused before a folder is made
+        if images is not None:
+            check_images(images, workshop.data)
     with state.main_process_first():
         run = Run.begin(folder, settings, fingerprint)
     data = workshop.data

@@ -176,7 +176,7 @@ def _attention(recipe: Recipe, prepared: Prepared, rows: list[Candidate]) -> lis
         seen.add(key)
         (regions,) = data.store.read([key], view)
         pixels = prepared.pixels(regions)
-        if pixels is None:
+        if isinstance(pixels, str):
             continue
         batch = dataset.collator([dataset[number]])
         examples.append(attention_example(models, batch, data.tokenizer, key=key, pixels=pixels, boxes=regions.boxes))

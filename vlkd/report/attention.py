@@ -6,6 +6,7 @@ Letters: H heads, L tokens, T text and tag tokens, R regions, Dh head width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from vlkd.models import capture_attention
-from vlkd.report.pictures import outline, picture_panels
+from vlkd.report.pictures import drawable, outline, picture_panels
 from vlkd.report.story import AttentionExample
 from vlkd.report.style import INK, MUTED, png
 from vlkd_kernels import attention_map
@@ -78,6 +79,8 @@ def attention_example(
 
 def attention_figure(example: AttentionExample) -> bytes:
     """The picture with all regions, then one panel a model: the more a region is attended, the brighter it is lit."""
+    pixels, all_boxes = drawable(example.pixels, example.boxes)
+    example = replace(example, pixels=pixels, boxes=all_boxes)
     with picture_panels(example.pixels, 1 + len(example.maps), header=0.45) as (figure, panels):
         panels[0].set_title(f"“{example.words[example.word]}”", fontsize=12)
         boxes = example.boxes.tolist()

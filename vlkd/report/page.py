@@ -251,8 +251,9 @@ def _samples(story: ReportData) -> str:
 
 
 def _sample(sample: Sample, colours: dict[str, str]) -> str:
-    if sample.pixels is None:
-        image = f'<p class="quiet">The student’s detector saw: {escape(", ".join(sample.tags))}.</p>'
+    if isinstance(sample.pixels, str):
+        seen = f"The student’s detector saw: {', '.join(sample.tags)}." if sample.tags else ""
+        image = f'<p class="quiet">{escape(f"{sample.pixels} {seen}".strip())}</p>'
     else:
         drawn = picture_with_boxes(sample.pixels, sample.boxes, sample.tags)
         image = image_html(drawn, f"picture {sample.key} with boxes")

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_MOST_SIDE = 4096  # pixels; a figure shows some hundreds of them
+_FLATTEST, _TALLEST = 1 / 8, 3.0  # height of a panel as a share of its width
 BOX_COLOURS = ("#00a6a6", "#d1435b", "#2f6fb0", "#eaa33b", "#7d5ba6", "#5b8c5a", "#c2410c", "#16324f")
 
 
 def picture_with_boxes(pixels: np.ndarray, boxes: np.ndarray, tags: Sequence[str]) -> bytes:
     """``pixels`` [H, W, 3] uint8 with ``boxes`` [n, 4] in pixels and one tag a box (fewer tags leave boxes bare)."""
+    pixels, boxes = drawable(pixels, boxes)
     with picture_panels(pixels, 1, inches=2.9) as (figure, (axes,)):
-        for place, (x1, y1, x2, y2) in enumerate(np.asarray(boxes).tolist()):
+        for place, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
             colour = BOX_COLOURS[place % len(BOX_COLOURS)]
             outline(axes, (x1, y1, x2, y2), colour)
             if place < len(tags):
@@ -31,13 +34,29 @@ def picture_with_boxes(pixels: np.ndarray, boxes: np.ndarray, tags: Sequence[str
         return png(figure)
 
 
+def drawable(pixels: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A picture [H, W, 3] and its boxes [n, 4], both smaller by a whole number where it has hundreds of megapixels."""
+    from PIL import Image
+
+    boxes = np.asarray(boxes)
+    factor = -(-max(pixels.shape[:2]) // _MOST_SIDE)
+    if factor == 1:
+        return pixels, boxes
+    scale = np.minimum(factor, pixels.shape[1::-1])  # a side shorter than that becomes one pixel
+    return np.array(Image.fromarray(pixels).reduce(tuple(scale.tolist()))), boxes / np.tile(scale, 2)
+
+
 @contextmanager
 def picture_panels(
     pixels: np.ndarray, columns: int, inches: float = 2.7, header: float = 0.0
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """``columns`` panels that show the picture, ``inches`` wide each, with ``header`` inches above for titles."""
+    """``columns`` panels that show the picture, ``inches`` wide each, with ``header`` inches above for titles.
+
+    A very long picture stands in a panel of a shape that can be drawn, with space around it.
+    """
     height, width = pixels.shape[:2]
-    with drawing(inches * columns, inches * height / width + header, columns=columns) as (figure, panels):
+    share = min(max(height / width, _FLATTEST), _TALLEST)
+    with drawing(inches * columns, inches * share + header, columns=columns) as (figure, panels):
         for axes in panels:
             axes.imshow(pixels, interpolation="bilinear", extent=(0, width, height, 0))
             axes.set_xlim(0, width)

@@ -71,7 +71,7 @@ class Sample:
     """One test picture with what the models said about it."""
 
     key: str
-    pixels: np.ndarray | None  # [H, W, 3] uint8; None where only its features are at hand
+    pixels: np.ndarray | str  # [H, W, 3] uint8, or a sentence that says why there is none
     boxes: np.ndarray  # [n, 4] x1, y1, x2, y2 in pixels
     tags: tuple[str, ...]  # [n]
     references: tuple[str, ...]
