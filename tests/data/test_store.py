@@ -223,7 +223,7 @@ def test_a_record_that_does_not_fit_the_others_is_refused(records, tmp_path) -> 
         write_store(tmp_path / "regions", [records[0], records[0]])
     poisoned = replace(records[0], teacher_features=records[0].teacher_features.copy())
     poisoned.teacher_features[0, 0] = np.nan
-    with pytest.raises(VlkdError, match="teacher_features has NaN"):
+    with pytest.raises(VlkdError, match=r"teacher_features: number 0 of region 0 .* is nan"):
         write_store(tmp_path / "regions", [poisoned])
     with pytest.raises(VlkdError, match="at least 1"):
         write_store(tmp_path / "regions", [])
@@ -323,3 +323,77 @@ def test_reading_takes_no_memory_of_its_own(tmp_path) -> None:
     for begin in range(0, 300, 10):
         store.read_into(store.keys[begin : begin + 10], "paired", batch)
     assert anonymous() - before < 5_000_000
+
+
+def changed(record: RegionRecord, **changes) -> RegionRecord:
+    """A record with one number of one array changed: name=(row, column, value)."""
+    arrays = {name: getattr(record, name).copy() for name in changes}
+    for name, (row, column, value) in changes.items():
+        arrays[name][row, column] = value
+    return replace(record, **arrays)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["student_features", "teacher_features", "own_features", "student_boxes", "own_boxes"])
+def test_no_number_in_a_store_is_infinite_or_none(records, tmp_path, name, dtype, value) -> None:
+    with pytest.raises(VlkdError, match=r"'test-000001': .*(region 1|not finite)"):
+        write_store(tmp_path / "regions", [changed(records[1], **{name: (1, 2, value)})], dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [(65504, 65504), (65519, 65504), (-65519, -65504), (6e-8, 6e-8), (1e-30, 0)]
+)
+def test_float16_keeps_what_it_can_hold(records, tmp_path, value, kept) -> None:
+    store = write_store(tmp_path / "half", [changed(records[1], own_features=(1, 2, value))], dtype="float16")
+    (own,) = store.read(store.keys, "own")
+    assert own.features[1, 2] == np.float32(np.float16(kept))
+
+
+def test_what_float16_cannot_hold_is_refused_and_float32_keeps_it(records, tmp_path) -> None:
+    large = changed(records[1], teacher_features=(1, 2, -70_000))
+    faint = replace(
+        records[1],
+        own_features=np.concatenate(
+            [records[1].own_features[:, :-6] * np.float32(1e-6), records[1].own_features[:, -6:]], axis=1
+        ),
+    )
+    for record, sentence in (
+        (large, "teacher_features: number 2 of region 1 .* is -70000, beyond float16's 65504: take float32"),
+        (faint, "own_features: region 0 has no number above .*e-07, of which float16 keeps few digits"),
+    ):
+        with pytest.raises(VlkdError, match=f"'test-000001': {sentence}"):
+            write_store(tmp_path / "half", [record], dtype="float16")
+        store = write_store(tmp_path / record.key / str(id(record)), [record], dtype="float32")
+        assert same(store.read(store.keys, "own")[0], record.own())
+    empty = replace(
+        records[1],
+        own_features=np.concatenate(
+            [np.zeros_like(records[1].own_features[:, :-6]), records[1].own_features[:, -6:]], axis=1
+        ),
+    )
+    assert len(write_store(tmp_path / "zeros", [empty], dtype="float16")) == 1
+
+
+@pytest.mark.parametrize("tags", [("star", None), ("star", " "), (1, "star")])
+def test_tags_are_words(records, tmp_path, tags) -> None:
+    with pytest.raises(VlkdError, match=r"'test-000001': tags has .*, but words are expected"):
+        write_store(tmp_path / "regions", [replace(records[1], tags=tags)])
+
+
+@pytest.mark.parametrize("size", [(0, 50), (100, -1), (100.5, 50), (True, 50), (10_000_000, 50)])
+def test_a_picture_has_whole_pixels(records, tmp_path, size) -> None:
+    with pytest.raises(VlkdError, match="whole numbers of pixels"):
+        write_store(tmp_path / "regions", [replace(records[1], width=size[0], height=size[1])])
+
+
+def test_a_key_has_one_spelling(records, tmp_path) -> None:
+    """macOS spells an e with an accent as two characters."""
+    one, other = replace(records[1], key="cafe\u0301"), replace(records[2], key="caf\u00e9")
+    store = write_store(tmp_path / "regions", [one])
+    assert store.keys == ("caf\u00e9",)
+    for key in (one.key, other.key):
+        assert np.array_equal(store.read([key], "own")[0].features, one.own_features)
+    with pytest.raises(VlkdError, match="comes twice"):
+        write_store(tmp_path / "twice", [one, other])

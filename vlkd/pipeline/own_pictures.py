@@ -17,8 +17,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vlkd.data.store import FeatureType, RegionStore, finish_store, part_name, unfinished_folder, write_part
 from vlkd.errors import VlkdError
 from vlkd.pipeline.shards import ONE_PROCESS, Shard
@@ -32,7 +30,6 @@ PICTURES_A_PART = 256
 BROKEN = "broken.txt"
 _MARK = "settings.json"
 _POLL = 0.2  # seconds between looks for other processes' parts
-_LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -171,19 +168,7 @@ def _write(parts: Path, notes: Path, number: int, results: list[RegionRecord | B
     lines = [f"{one.name}\t{' '.join(one.reason.split())}\n" for one in broken]
     write_atomically(_note(notes, number), "".join(lines))
     records = [result for result in results if isinstance(result, RegionRecord)]
-    if dtype == "float16":
-        for record in records:
-            _check_half(record)
     write_part(parts / part_name(number), records, dtype)
-
-
-def _check_half(record: RegionRecord) -> None:
-    for name in ("student_features", "teacher_features", "own_features"):
-        largest = float(np.abs(getattr(record, name)).max())
-        if largest > _LARGEST_HALF:
-            raise VlkdError(
-                f"Picture '{record.key}': {name} has {largest:.4g}, beyond float16's {_LARGEST_HALF:.0f}: take float32."
-            )
 
 
 def _finish(store: Path, parts: Path, notes: Path, fingerprint: str, count: int, detectors: TwoDetectors) -> Extracted:

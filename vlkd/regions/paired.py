@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 
 from vlkd.errors import VlkdError
+from vlkd.keys import shown
+from vlkd.regions.soundness import box_problem, number_problem, size_problem
 
 GEOMETRY_DIM = 6
 GEOMETRY_TOLERANCE = 1e-5  # fp32 rounding of x / W, with x and W up to a few thousand pixels
@@ -42,7 +44,7 @@ class Regions:
         tags: object words by descending score, duplicates kept.
 
     Raises:
-        VlkdError: dtype, shape, count or geometry do not fit together.
+        VlkdError: dtype, shape, count or geometry do not fit together, or a number is not finite.
     """
 
     key: str
@@ -53,7 +55,7 @@ class Regions:
     tags: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _check_boxes(self.key, self.boxes)
+        _check_boxes(self.key, self.boxes, self.width, self.height)
         check_features(self.key, "features", self.features, self.boxes, self.width, self.height)
 
 
@@ -70,7 +72,7 @@ class PairedRegions:
         tags: the student detector's object words by descending score, duplicates kept.
 
     Raises:
-        VlkdError: dtype, shape, count or geometry of either side do not fit the boxes.
+        VlkdError: dtype, shape, count or geometry of either side do not fit the boxes, or a number is not finite.
     """
 
     key: str
@@ -82,7 +84,7 @@ class PairedRegions:
     tags: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _check_boxes(self.key, self.boxes)
+        _check_boxes(self.key, self.boxes, self.width, self.height)
         for name in ("student_features", "teacher_features"):
             check_features(self.key, name, getattr(self, name), self.boxes, self.width, self.height)
 
@@ -136,6 +138,23 @@ class RegionRecord:
         """The teacher's own regions."""
         return Regions(self.key, self.width, self.height, self.own_boxes, self.own_features, self.own_tags)
 
+    def check(self) -> None:
+        """Require what a store holds of a picture: sound regions of one kind or both, and words for tags.
+
+        Raises:
+            VlkdError: something is missing or does not fit together, with the key and both values.
+        """
+        if not isinstance(self.key, str) or not self.key:
+            raise VlkdError(f"A picture has the key {self.key!r}, but a text of at least one character is expected.")
+        if not self.views:
+            raise VlkdError(f"Picture '{shown(self.key)}' has no region, but at least 1 is expected: extract it again.")
+        for view in self.views:
+            self.paired() if view == "paired" else self.own()  # verified by their types
+        for name in ("tags", "own_tags"):
+            wrong = [tag for tag in getattr(self, name) if not isinstance(tag, str) or not tag.strip()]
+            if wrong:
+                raise VlkdError(f"Picture '{shown(self.key)}': {name} has {wrong[0]!r}, but words are expected.")
+
 
 def pair(student: Regions, teacher: Regions) -> PairedRegions:
     """Join two detectors' features of the same boxes of the same picture.
@@ -180,7 +199,7 @@ def pair(student: Regions, teacher: Regions) -> PairedRegions:
 
 
 def check_features(key: str, name: str, features: np.ndarray, boxes: np.ndarray, width: int, height: int) -> None:
-    """Require float32 [n, D + 6] whose last six columns are the geometry of ``boxes`` [n, 4].
+    """Require finite float32 [n, D + 6] whose last six columns are the geometry of ``boxes`` [n, 4].
 
     Raises:
         VlkdError: with the key and both values.
@@ -193,6 +212,9 @@ def check_features(key: str, name: str, features: np.ndarray, boxes: np.ndarray,
         )
     if len(features) != len(boxes):
         raise VlkdError(f"Picture '{key}': {len(boxes)} boxes but {len(features)} rows of {name}: each box needs one.")
+    problem = number_problem(features)
+    if problem:
+        raise VlkdError(f"Picture '{key}': {name}: {problem}.")
     expected = geometry(boxes, width, height)
     written = features[:, -GEOMETRY_DIM:]
     fits = np.abs(written - expected) <= GEOMETRY_TOLERANCE  # NaN fits nothing
@@ -205,13 +227,16 @@ def check_features(key: str, name: str, features: np.ndarray, boxes: np.ndarray,
         )
 
 
-def _check_boxes(key: str, boxes: np.ndarray) -> None:
+def _check_boxes(key: str, boxes: np.ndarray, width: int, height: int) -> None:
     if boxes.dtype != np.float32 or boxes.ndim != 2 or boxes.shape[1] != 4:
         raise VlkdError(
             f"Picture '{key}': boxes must be float32 [regions, 4], but are {boxes.dtype} {list(boxes.shape)}."
         )
     if not len(boxes):
         raise VlkdError(f"Picture '{key}' has no region, but at least 1 is expected: extract it again.")
+    problem = size_problem(width, height) or box_problem(boxes, width, height)
+    if problem:
+        raise VlkdError(f"Picture '{key}': {problem}.")
 
 
 def _numbers(values: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from vlkd.data.store import layout
 from vlkd.data.store.batch import RegionBatch
 from vlkd.data.store.layout import BOXES, FEATURES, TAGS, FeatureType, Role, View, geometry_of
 from vlkd.errors import VlkdError
+from vlkd.keys import normal_key
 from vlkd.regions.identity import DetectorIdentity
 from vlkd.regions.paired import GEOMETRY_DIM, PairedRegions, Regions
 
@@ -41,7 +42,7 @@ class RegionStore:
     """A store on disk, opened with :meth:`open`, written by :func:`vlkd.data.write_store`.
 
     Attributes:
-        keys: the pictures, in the order in which they were written.
+        keys: the pictures, in the order in which they were written, in Unicode's composed form (NFC).
         views: what it holds of every picture: ``paired``, ``own``, or both.
         student_dim, teacher_dim: feature widths, geometry included; the former is 0 without ``paired``.
         dtype: the features' type on disk; what is read is float32.
@@ -163,7 +164,7 @@ class RegionStore:
             missing = "both detectors' features of the same boxes" if view == "paired" else "the teacher's own regions"
             raise VlkdError(f"The feature store '{self.folder}' does not hold {missing}: write them into it first.")
         try:
-            return [self._place_of[key] for key in keys]
+            return [self._place_of[key if key in self._place_of else normal_key(key)] for key in keys]
         except KeyError as error:
             raise VlkdError(
                 f"The feature store '{self.folder}' has no picture {error.args[0]!r} among its {len(self)} "

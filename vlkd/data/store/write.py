@@ -16,8 +16,10 @@ from vlkd.data.store import layout
 from vlkd.data.store.layout import BOXES, FEATURES, TAGS, FeatureType, Role, View, geometry_of, part_name
 from vlkd.data.store.read import RegionStore
 from vlkd.errors import VlkdError
+from vlkd.keys import normal_key
 from vlkd.regions.identity import DetectorIdentity
 from vlkd.regions.paired import GEOMETRY_DIM, RegionRecord
+from vlkd.regions.soundness import half_problem
 from vlkd.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -88,12 +90,10 @@ class Seen:
         Raises:
             VlkdError: it is unsound, its key was there before, or its widths or views are not those of the others.
         """
+        record.check()
         views = record.views
-        if not views:
-            raise VlkdError(f"Picture '{record.key}' has no region, but at least 1 is expected: extract it again.")
-        for view in views:
-            record.paired() if view == "paired" else record.own()  # verified by their types
-        if record.key in self.keys:
+        key = normal_key(record.key)
+        if key in self.keys:
             raise VlkdError(f"Picture '{record.key}' comes twice, but a feature store holds each picture once.")
         student, teacher, own = (
             getattr(record, name).shape[1] for name in ("student_features", "teacher_features", "own_features")
@@ -111,17 +111,26 @@ class Seen:
                 f"{own} (teacher's own regions) beside earlier pictures' {first[1]} and "
                 f"{first[2]}: one store holds the features of one pair of detectors."
             )
-        for name in (name for view in views for name in FEATURES[view]):
-            if not np.isfinite(getattr(record, name)).all():
-                raise VlkdError(f"Picture '{record.key}': {name} has NaN or infinite numbers: extract it again.")
-        self.keys.add(record.key)
+        self.keys.add(key)
+
+
+def check_half(record: RegionRecord) -> None:
+    """Require features that float16 can hold.
+
+    Raises:
+        VlkdError: with key, region and number.
+    """
+    for name in (name for view in record.views for name in FEATURES[view]):
+        problem = half_problem(getattr(record, name)[:, :-GEOMETRY_DIM])
+        if problem:
+            raise VlkdError(f"Picture '{record.key}': {name}: {problem}.")
 
 
 def write_part(path: Path, records: Iterable[RegionRecord], dtype: FeatureType, seen: Seen | None = None) -> None:
     """Write one part; it appears whole or not at all, and may be empty.
 
     Raises:
-        VlkdError: as :meth:`Seen.add`.
+        VlkdError: as :meth:`Seen.add`, or a feature is beyond ``dtype``.
     """
     import pyarrow
 
@@ -135,6 +144,8 @@ def write_part(path: Path, records: Iterable[RegionRecord], dtype: FeatureType, 
             while batch:
                 for record in batch:
                     seen.add(record)
+                    if dtype == "float16":
+                        check_half(record)
                 writer.write_batch(pyarrow.record_batch(_columns(batch, dtype), schema=schema))
                 del batch, record  # before the next ones are there
                 batch = list(islice(remaining, layout.ROWS_A_BATCH))
@@ -204,9 +215,8 @@ def _sizes(batches: list[pyarrow.RecordBatch], name: str) -> np.ndarray:
 
 
 def _columns(records: list[RegionRecord], dtype: FeatureType) -> dict[str, Any]:
-    columns: dict[str, Any] = {
-        name: [getattr(record, name) for record in records] for name in ("key", "width", "height")
-    }
+    columns: dict[str, Any] = {name: [getattr(record, name) for record in records] for name in ("width", "height")}
+    columns["key"] = [normal_key(record.key) for record in records]
     columns |= {name: [list(getattr(record, name)) for record in records] for name in TAGS.values()}
     for name in BOXES.values():
         columns[name] = _joined([getattr(record, name) for record in records], np.float32)
