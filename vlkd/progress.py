@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,7 +17,7 @@ Report = Callable[[int, "int | None"], None]
 _reports: list[Report] = []
 
 
-def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Generator[Item]:
     """Iterate over ``items`` under a progress bar with the time left.
 
     ``total`` is taken from ``len(items)`` where it has one. Where standard error is no terminal (a log

@@ -64,16 +64,6 @@ def test_a_term_that_does_not_reach_the_measured_place_has_share_zero() -> None:
     assert row["share/language"] == 1.0 and row["share/hidden"] == 0.0
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_told_once(value: float, caplog: pytest.LogCaptureFixture) -> None:
-    ledger = Ledger({"language": 1.0, "hidden": 1.0})
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            _row(ledger, [1.0, value])
-    assert [record.args[0] for record in caplog.records] == ["hidden"]
-    assert "lower learning rate" in caplog.text
-
-
 def test_a_term_that_dwarfs_the_others_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     ledger = Ledger({"language": 1.0, "hidden": 1.0})
     with caplog.at_level(logging.WARNING):

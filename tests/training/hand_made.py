@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vlkd.data.collate import picture_id
 from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder
 from vlkd.recipes import Distillation, Encoder, Recipe, Schedule, Schedules
 from vlkd.training import Answers, StageInputs
@@ -58,6 +60,21 @@ class HandMadeSet:
         return _padded(sample, self.padding) if self.padding else sample
 
 
+class Poisoned(HandMadeSet):
+    """In epoch 1, a value of sample 6 is not finite; its pair matches, so that it is distilled too."""
+
+    def __init__(self, task: str, name: str, value: float) -> None:
+        super().__init__(task)
+        self._name, self._value = name, value
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample = super().__getitem__(index)
+        sample["picture_ids"] = torch.tensor(picture_id(f"picture {index}"))
+        if index == 6 and self.epoch == 1:
+            sample[self._name].view(-1)[0] = self._value
+        return sample
+
+
 def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
@@ -84,6 +101,11 @@ def make_inputs(task: str, fingerprint: str = "hand-made", **settings) -> StageI
         fingerprint=fingerprint,
         answers=Answers(torch.zeros(ANSWERS), [[5]] * ANSWERS, mask_id=None) if task == "vqa" else None,
     )
+
+
+def make_poisoned(task: str = "pretraining", name: str = "student_regions", value: float = float("nan")) -> StageInputs:
+    keys = [f"picture {index}" for index in range(48)]
+    return replace(make_inputs(task), samples=Poisoned(task, name, value), keys=keys)
 
 
 def make_recipe(schedule: Schedule, dropout: float = 0.1, **distillation) -> Recipe:

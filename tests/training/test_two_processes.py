@@ -14,16 +14,19 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from hand_made import make_inputs, make_recipe
+from hand_made import make_inputs, make_poisoned, make_recipe
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from vlkd.errors import VlkdError
 from vlkd.recipes import Schedule
 from vlkd.training import Stage, arguments, options, train
 from vlkd.training.trainer import MethodTrainer
 
 # A checkpoint at 2, between the rows of metrics at 1 and 3.
 SCHEDULE = Schedule(steps=4, batch=16, accumulation=2, lr=1e-4, save_every=2, log_every=3)
+
+TRAINING_STEP = MethodTrainer.training_step
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed"),
@@ -43,19 +46,28 @@ def _process(rank: int, port: int, folder: Path, teacher: Path, sharded: bool, i
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
     if sharded:
         _shard_on_a_cpu()
-    training_step = MethodTrainer.training_step
 
     def watched_step(self: MethodTrainer, *args, **kwargs) -> torch.Tensor:
         assert all(isinstance(parameter, DTensor) == sharded for parameter in self.trained.parameters())
         assert not any(isinstance(parameter, DTensor) for parameter in self.teacher.model.parameters())
         if interrupted and self.state.global_step == 2:
             raise KeyboardInterrupt
-        return training_step(self, *args, **kwargs)
+        return TRAINING_STEP(self, *args, **kwargs)
 
     MethodTrainer.training_step = watched_step
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
         _distil(folder, teacher, sharded)
+    if interrupted and not sharded:
+        _stop_together(folder.with_name("poisoned"))
     dist.destroy_process_group()
+
+
+def _stop_together(folder: Path) -> None:
+    """A sample that is not finite is one process's, and the other does not wait for it."""
+    MethodTrainer.training_step = TRAINING_STEP
+    stage = Stage("learn", "pretraining", "student", "paired", SCHEDULE.model_copy(update={"steps": 8}))
+    with pytest.raises(VlkdError, match=r"step [456]: .* for picture 'picture 6'.* of step [24] is kept"):
+        train(folder, make_recipe(SCHEDULE), stage, make_poisoned(), seed=0)
 
 
 def _shard_on_a_cpu() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from operator import mul
 
@@ -84,7 +83,6 @@ class Ledger:
         for name, value in zip(self.names, raw, strict=True):
             row[f"raw/{name}"] = value
             row[f"weighted/{name}"] = self.weights[name] * value
-            self._warn_if_not_finite(name, value)
         if norms is not None:
             shares = _shares(norms)
             for name, norm, share in zip(self.names, norms, shares, strict=True):
@@ -104,16 +102,6 @@ class Ledger:
         self._dwarfing = int(state["dwarfing"])
         raw = state["raw"].to(device)
         self._raw = None if not self._steps else raw if rank == 0 else torch.zeros_like(raw)
-
-    def _warn_if_not_finite(self, name: str, value: float) -> None:
-        if math.isfinite(value) or name in self._told:
-            return
-        self._told.add(name)
-        _logger.warning(
-            "The loss term '%s' is %s: a lower learning rate, or a lower weight for this term, may keep it finite.",
-            name,
-            value,
-        )
 
     def _warn_if_dwarfing(self, shares: list[float]) -> None:
         """Only terms that take part count: one alone (or one whose queue is still empty) dwarfs nobody."""

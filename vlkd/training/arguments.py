@@ -51,7 +51,7 @@ def training_arguments(
         save_steps=schedule.save_every,
         logging_strategy="no",  # callbacks.LogSchedule decides
         logging_steps=schedule.log_every,
-        logging_nan_inf_filter=False,  # it asks the device every step; the ledger sees what is not finite
+        logging_nan_inf_filter=False,  # it asks the device every step, and hides what FiniteWatch stops for
         log_level="error",
         report_to="none",
         disable_tqdm=True,

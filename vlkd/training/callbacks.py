@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -50,7 +50,7 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, description: str) -> None:
         self.description = description
-        self._steps: Iterator[int] = iter(())
+        self._steps: Generator[int] = track((), description)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.is_world_process_zero:
@@ -59,3 +59,7 @@ class ProgressBar(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         next(self._steps, None)
+
+    def close(self) -> None:
+        """Take the bar away, wherever it is."""
+        self._steps.close()

@@ -24,6 +24,7 @@ from vlkd.data import (
     save_tokenizer,
     train_tokenizer,
 )
+from vlkd.data.collate import picture_id
 from vlkd.data.corpus import ANSWERS
 from vlkd.data.masking import TokenIds
 from vlkd.errors import VlkdError
@@ -62,6 +63,7 @@ class StageInputs:
         vocab_size: of the tokenizer.
         fingerprint: names all of it, for :class:`vlkd.runs.Run`.
         answers: how a VQA head starts; None without questions.
+        keys: of the pictures, for messages.
     """
 
     samples: EpochSet
@@ -70,11 +72,16 @@ class StageInputs:
     vocab_size: int
     fingerprint: str
     answers: Answers | None = None
+    keys: Sequence[str] = ()
 
     @property
     def num_answers(self) -> int:
         """Size of the answer vocabulary, 0 without questions."""
         return len(self.answers.words) if self.answers else 0
+
+    def name_of(self, picture: int) -> str:
+        """The key of the picture with an id, or the id where no key has it."""
+        return next((key for key in self.keys if picture_id(key) == picture), str(picture))
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,7 @@ class StageData:
             len(self.tokenizer),
             self.fingerprint,
             answers,
+            corpus.keys,
         )
 
     def _answers(self, vocabulary: AnswerVocabulary, corpus: Corpus, text: Text) -> Answers:

@@ -66,7 +66,7 @@ class ParityGuard:
             self._judge(name, f"gradient for the student's {key}", one, other, tolerance)
 
     def _judge(self, name: str, what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-        """Differences are measured by their norm. Where the reference is not finite, the ledger tells."""
+        """Differences are measured by their norm. Where the reference is not finite, the training stops."""
         pair = (found.double(), expected.double())
         norm, right, difference = (x.norm().item() for x in (*pair, pair[0] - pair[1]))
         if not math.isfinite(right):

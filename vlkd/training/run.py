@@ -57,8 +57,8 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
     the same bits; a finished one is left as it is.
 
     Raises:
-        VlkdError: the folder holds another run, the models do not fit each other or the data, or this machine lacks what
-            ``recipe.training`` asks for.
+        VlkdError: the folder holds another run, the models do not fit each other or the data, this machine lacks what
+            ``recipe.training`` asks for, or a loss, a gradient or a weight is not finite, which no checkpoint then holds.
     """
     require_options(recipe.training)
     folder = Path(folder)
@@ -70,10 +70,16 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
     began = time.monotonic()
     trainer = build_trainer(folder, recipe, stage, inputs, seed)
+    bar = ProgressBar(stage.name)
+    trainer.add_callback(bar)
     if state.is_main_process:
         for callback in tracker_callbacks(recipe.training.trackers, folder, checkpoint):
             trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.close()
+    trainer.require_finite()
     model = trainer.trained.model
     weights = whole_state(model) if recipe.training.sharded else None
     if state.is_main_process:
@@ -155,7 +161,8 @@ def build_trainer(folder: Path, recipe: Recipe, stage: Stage, inputs: StageInput
         teacher=teacher,
         queue_tokens=distillation.queue_tokens,
         check_steps=training.check_steps,
-        callbacks=[MetricsFile(folder / METRICS), ProgressBar(stage.name)],
+        name_of=inputs.name_of,
+        callbacks=[MetricsFile(folder / METRICS)],
     )
 
 

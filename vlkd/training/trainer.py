@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from vlkd.objectives import Ledger
 from vlkd.training.callbacks import LogSchedule, is_logged
 from vlkd.training.checkpoints import PARTIAL, discard_partial, publish, with_prefix, without_prefix
 from vlkd.training.feed import QueueFeed
+from vlkd.training.finite import FiniteWatch
 from vlkd.training.method import Method
 from vlkd.training.parity import ParityGuard
 from vlkd.training.stream import SampleStream
@@ -39,6 +41,10 @@ class MethodTrainer(Trainer):
         teacher: frozen, None without distillation.
         stream: all samples in the order of use.
         check_steps: first optimizer steps that a :class:`ParityGuard` watches.
+        name_of: names a picture by its id, for messages.
+
+    Raises:
+        VlkdError: a loss, a gradient or a weight is not finite. No checkpoint holds such weights.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class MethodTrainer(Trainer):
         teacher: Teacher | None = None,
         queue_tokens: int = 0,
         check_steps: int = 0,
+        name_of: Callable[[int], str] = str,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         callbacks = [LogSchedule(), *(callbacks or [])]
@@ -67,6 +74,9 @@ class MethodTrainer(Trainer):
         self.ledger = Ledger(method.weights)
         self._weights = torch.tensor(list(method.weights.values()), device=arguments.device)  # [terms]
         self._guard = ParityGuard(method, check_steps)
+        self._finite = FiniteWatch(
+            tuple(method.weights), arguments.device, self.checkpoints, name_of, self._first_picture, self._gather
+        )
         self._feed = self._make_feed(method.queue, queue_tokens) if method.queue is not None else None
         self._row_began: tuple[float, int] | None = None  # seconds and step at which the next row of metrics begins
         self._memory: dict[str, Tensor] | None = None  # what a checkpoint adds to the model, while one is being saved
@@ -83,7 +93,9 @@ class MethodTrainer(Trainer):
         means = torch.stack([term.sum for term in terms.values()]) / num_items_in_batch  # [terms]
         weighted = self._weights * means
         self.ledger.record(means)
-        if is_logged(self.state.global_step + 1, int(self.args.logging_steps), self.state.max_steps):
+        step, logged = self.state.global_step + 1, self._is_logged()
+        self._finite.see(step, weighted, batch, student, teacher, look=logged)
+        if logged:
             scaler = self.accelerator.scaler  # of float16
             self.ledger.measure(weighted, self.trained.layer_input, scaler.get_scale() if scaler else 1.0)
 
@@ -118,6 +130,32 @@ class MethodTrainer(Trainer):
         samples = (self.state.global_step - step) * self.get_total_train_batch_size(self.args)
         super().log({**row, "samples_per_second": samples / (now - began)})
 
+    def require_finite(self) -> None:
+        """Look at all that was seen since the last look, and at the weights.
+
+        Raises:
+            VlkdError: something is not finite.
+        """
+        self._finite.check()
+        self._finite.check_weights(self.trained, self.state.global_step)
+
+    def _is_logged(self) -> bool:
+        """Whether the optimizer step that goes on gets a row of metrics."""
+        return is_logged(self.state.global_step + 1, int(self.args.logging_steps), self.state.max_steps)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The last moment before an optimizer step: what is not finite shall not reach the weights."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.accelerator.scaler is None:  # with float16, gradients may overflow: the scaler skips such steps
+            self._finite.see_gradient(self.state.global_step + 1, norm)
+        if self._finite.asks_freely or self._is_logged():
+            self._finite.check()
+        return norm
+
+    def _first_picture(self, step: int) -> int:
+        position = (step - 1) * self.get_total_train_batch_size(self.args)
+        return int(self.data_collator([self.stream[position]])["picture_ids"][0])
+
     def _close_step(self) -> None:
         self.ledger.close_step()
         if self._feed:
@@ -145,6 +183,7 @@ class MethodTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As the Trainer does, but under another name until it is whole; then the one before it goes."""
+        self.require_finite()
         if self.args.should_save:
             discard_partial(self.checkpoints)
         self.accelerator.wait_for_everyone()
