@@ -56,15 +56,30 @@ def check_keys(op: str, name: str, k: Tensor, q: Tensor, keys: int, width: int) 
 
 
 def check_mask(op: str, mask: Tensor | None, q: Tensor, keys: int) -> None:
-    """A mask is bool and broadcasts to [B, H, L, M]."""
+    """A mask is bool and broadcasts to [B, H, L, M], and nobody can read it in another way.
+
+    A mask of two dimensions is [L, M], as in torch's attention; transformers' is [B, M]. One of three is [H, L, M], and
+    nn.MultiheadAttention's is [B, L, M]. Where the sizes fit both readings, the caller has to say which one is meant.
+    """
     if mask is None:
         return
     checks.check_dtype(op, "attn_mask", mask, torch.bool)
-    checks.check_device(op, "attn_mask", mask, "q_s", q)
+    checks.check_device(op, "attn_mask", mask, "the queries", q)
     full = [*q.shape[:3], keys]
     fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(full), strict=False))
+    leads_batch = mask.ndim in (2, 3) and mask.shape[0] == full[0] > 1
+    if mask.ndim == 2:
+        ours, theirs = "[L, M], written attn_mask[None, None]", "[B, M], written attn_mask[:, None, None, :]"
+    else:
+        ours, theirs = "[H, L, M], written attn_mask[None]", "[B, L, M], written attn_mask[:, None]"
     if not fits:
-        raise ValueError(f"{op}: attn_mask must broadcast to [B, H, L, M] = {full}, got {checks.shape_of(mask)}.")
+        hint = f"; if it is {theirs.replace('written', 'pass')}" if leads_batch else ""
+        raise ValueError(f"{op}: attn_mask must broadcast to [B, H, L, M] = {full}, got {checks.shape_of(mask)}{hint}.")
+    if leads_batch:
+        raise ValueError(
+            f"{op}: attn_mask {checks.shape_of(mask)} may be {ours}, or {theirs}, since [B, H, L, M] = {full}; "
+            "pass the one that is meant."
+        )
 
 
 def scale_of(op: str, name: str, value: float | None, q: Tensor) -> float:
@@ -73,6 +88,11 @@ def scale_of(op: str, name: str, value: float | None, q: Tensor) -> float:
         return q.shape[-1] ** -0.5 if q.shape[-1] else 1.0
     checks.check_finite(op, name, value)
     return float(value)
+
+
+def exact(scores: Tensor) -> Tensor:
+    """Scores, NaN where they are infinite: a softmax would take -inf for a hidden key, and drop it in silence."""
+    return scores + scores * 0
 
 
 def four_dimensional(mask: Tensor | None) -> Tensor | None:
@@ -105,7 +125,7 @@ def scores(
     chosen = torch.arange(q.shape[2], device=q.device) if rows is None else torch.as_tensor(rows, device=q.device)
     size = max(1, _CHUNK // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
     for part in chosen.split(size):
-        result = q[:, :, part].to(dtype) @ keys * scale
+        result = exact(q[:, :, part].to(dtype) @ keys * scale)
         if attn_mask is not None:
             mask = attn_mask if attn_mask.shape[2] == 1 else attn_mask[:, :, part]
             result = result.masked_fill(~mask, -torch.inf)

@@ -13,7 +13,6 @@ from vlkd_kernels.attention import check_keys, check_mask, four_dimensional, sca
 _OP = "attention_map"
 
 
-@torch.no_grad()
 def attention_map(
     q: Tensor,
     k: Tensor,
@@ -27,13 +26,15 @@ def attention_map(
     r"""Rows of softmax(scale q kᵀ), for plots and tables: all heads or their mean, all queries or some.
 
     Besides the result at most 2²¹ scores are held at a time (8 MiB in float32), so that the mean over the heads of a long
-    sequence, or a few of its rows, need no room for the whole map. Not differentiable.
+    sequence, or a few of its rows, need no room for the whole map. Plain PyTorch, differentiable in every way that it knows;
+    where a gradient is wanted, autograd keeps the parts for the backward, so draw under torch.no_grad().
 
     Args:
         q: queries [B, H, L, D], any floating-point dtype.
         k: keys [B, H_k, M, D]; H_k divides H (grouped queries).
         scale: factor on the scores, 1/sqrt(D) if None.
-        attn_mask: bool, broadcastable to [B, H, L, M]; True may attend.
+        attn_mask: bool, broadcastable to [B, H, L, M]; True may attend. Two dimensions are [L, M] and three [H, L, M]; where
+            B = L, or B = H, they might be meant as [B, M] or [B, L, M], and are refused: pass all four.
         is_causal: query i sees keys 0..i, together with `attn_mask`.
         heads: "all", or "mean" for the average over heads.
         rows: which queries, as integers from 0 to L - 1 (a list or a 1-d integer tensor); all of them if None.
@@ -57,8 +58,10 @@ def attention_map(
             raise ValueError(f"{_OP}: rows must be a list of integers, got {checks.shape_of(rows)} of {rows.dtype}.")
     parts = []
     for part in scores(q, k, scale, four_dimensional(attn_mask), is_causal, rows):
-        probabilities = part.softmax(-1)
-        if attn_mask is not None:  # a row that sees no key would be NaN
-            probabilities = probabilities.masked_fill(part.isneginf().all(-1, keepdim=True), 0)
+        if attn_mask is None:
+            probabilities = part.softmax(-1)
+        else:  # the softmax of a row that sees no key would be NaN
+            blind = part.isneginf().all(-1, keepdim=True)
+            probabilities = part.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
         parts.append(probabilities.mean(1) if heads == "mean" else probabilities)
     return torch.cat(parts, dim=-2)

@@ -52,8 +52,16 @@ def check_dtype(op: str, name: str, x: Tensor, dtype: torch.dtype) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(x).__name__}.")
     if x.dtype != dtype:
-        hint = "; True marks what may be used" if dtype == torch.bool else ""
-        raise TypeError(f"{op}: {name} must be {_name(dtype)}, got {_name(x.dtype)}{hint}.")
+        raise TypeError(f"{op}: {name} must be {_name(dtype)}, got {_name(x.dtype)}{_way_to(dtype, x, name)}.")
+
+
+def _way_to(dtype: torch.dtype, x: Tensor, name: str) -> str:
+    """What to pass in place of a tensor of another dtype."""
+    if dtype != torch.bool:
+        return "" if x.is_floating_point() else f"; pass {name}.long()"
+    if x.is_floating_point():
+        return f"; True marks what may be used: pass {name} == 0 for a mask that is added to scores, 0 or -inf"
+    return f"; True marks what may be used: pass {name} != 0 if 1 does"
 
 
 def check_choice(op: str, name: str, value: str, choices: Sequence[str]) -> None:
@@ -65,9 +73,10 @@ def check_choice(op: str, name: str, value: str, choices: Sequence[str]) -> None
 def check_reduction(op: str, reduction: str) -> None:
     """The loss and its gradient come from one pass, so only scalars are offered."""
     if reduction == "none":
+        instead = "return_losses=True for every token's value" if op == "token_nce" else "one call for each part"
         raise ValueError(
             f"{op}: reduction 'none' is not offered, because the gradient is computed with the loss; "
-            "use 'sum' with return_count=True, or the op's reference.loss."
+            f"use 'sum' with return_count=True, or {instead}."
         )
     check_choice(op, "reduction", reduction, ("mean", "sum"))
 

@@ -89,7 +89,7 @@ MASKS: dict[str, dict[str, Any]] = {
     "none": {},
     "keys": {"attn_mask": mask(2, 1, 1, 19)},
     "full": {"attn_mask": mask(2, 2, 21, 19)},
-    "heads": {"attn_mask": mask(2, 21, 1)},
+    "heads": {"attn_mask": mask(1, 2, 21, 1)},
     "vector": {"attn_mask": mask(19), "is_causal": True},
     "queries": {"query_mask": mask(2, 21), "is_causal": True},
     "all": {"attn_mask": mask(2, 2, 21, 19, keep=0.15), "query_mask": mask(2, 21), "is_causal": True},
@@ -273,7 +273,7 @@ def test_drawn_shapes(data: st.DataObject) -> None:
         "reduction": data.draw(st.sampled_from(["mean", "sum"])),
     }
     if data.draw(st.booleans()):
-        options["attn_mask"] = mask(data.draw(st.sampled_from([1, queries])), keys, seed=draw(0, 99))
+        options["attn_mask"] = mask(1, 1, data.draw(st.sampled_from([1, queries])), keys, seed=draw(0, 99))
     for backend in backends_here("attention_mse", tensors["q_s"].dtype):
         check(backend, tensors, **options)
 

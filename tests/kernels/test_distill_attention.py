@@ -145,7 +145,7 @@ def test_drawn_shapes(data: st.DataObject) -> None:
         "reduction": data.draw(st.sampled_from(["mean", "sum"])),
     }
     if data.draw(st.booleans()):
-        options["attn_mask"] = mask(data.draw(st.sampled_from([1, queries])), keys, seed=draw(0, 99))
+        options["attn_mask"] = mask(1, 1, data.draw(st.sampled_from([1, queries])), keys, seed=draw(0, 99))
     for backend in backends_here(OP, tensors["q_s"].dtype):
         check(backend, tensors, **options)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 
-from vlkd_kernels import BackendError, RingQueue, attention_mse, token_nce
+from vlkd_kernels import BackendError, RingQueue, attention_map, attention_mse, distill_attention, token_nce
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:
@@ -26,6 +27,11 @@ ATTENTION: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"k_t": zeros(2, 4, 7, 8)}, ValueError, r"k_t must have shape .* = \[2, 4, 6, 8\], got \[2, 4, 7, 8\]"),
     ({"k_s": zeros(2, 3, 6, 8)}, ValueError, "heads of k_s must divide the 4 heads of the queries, got 3"),
     ({"attn_mask": zeros(5, 6)}, TypeError, "attn_mask must be bool, got float32"),
+    ({"attn_mask": zeros(5, 6)}, TypeError, "pass attn_mask == 0 for a mask that is added to scores"),
+    ({"attn_mask": zeros(5, 6, dtype=torch.int64)}, TypeError, "attn_mask must be bool, got int64; True marks what may be used: pass attn_mask != 0"),
+    ({"attn_mask": [[True]]}, TypeError, "attn_mask must be a torch.Tensor, got list"),
+    ({"attn_mask": zeros(2, 6, dtype=torch.bool)}, ValueError, r"got \[2, 6\]; if it is \[B, M\], pass attn_mask\[:, None, None, :\]"),
+    ({"attn_mask": zeros(2, 5, 6, dtype=torch.bool)}, ValueError, r"got \[2, 5, 6\]; if it is \[B, L, M\], pass attn_mask\[:, None\]"),
     ({"attn_mask": zeros(6, 5, dtype=torch.bool)}, ValueError, r"attn_mask must broadcast to .* = \[2, 4, 5, 6\], got \[6, 5\]"),
     ({"attn_mask": zeros(1, 2, 4, 5, 6, dtype=torch.bool)}, ValueError, "attn_mask must broadcast"),
     ({"query_mask": zeros(2, 6, dtype=torch.bool)}, ValueError, r"query_mask must have shape \[B, L\] = \[2, 5\], got \[2, 6\]"),
@@ -47,6 +53,29 @@ def test_attention_mse(case: int) -> None:
     with pytest.raises(kind, match=message) as caught:
         attention_mse(**(good | changed))
     assert str(caught.value).startswith("attention_mse: ")
+
+
+def test_a_mask_that_can_be_read_in_two_ways_is_refused() -> None:
+    """[B, M] where B = L would be taken for [L, M] by broadcasting, and [B, L, M] where B = H for [H, L, M]."""
+    q, k = zeros(5, 5, 5, 8), zeros(5, 5, 6, 8)
+    calls = {
+        "attention_mse": lambda mask: attention_mse(q, k, q, k, attn_mask=mask),
+        "distill_attention": lambda mask: distill_attention(q, k, k, q, k, attn_mask=mask),
+        "attention_map": lambda mask: attention_map(q, k, attn_mask=mask),
+    }
+    for op, call in calls.items():
+        for size, one, other in (
+            ((5, 6), "[L, M], written attn_mask[None, None]", "[B, M], written attn_mask[:, None, None, :]"),
+            ((5, 1), "[L, M], written attn_mask[None, None]", "[B, M], written attn_mask[:, None, None, :]"),
+            ((5, 5, 6), "[H, L, M], written attn_mask[None]", "[B, L, M], written attn_mask[:, None]"),
+            ((5, 1, 6), "[H, L, M], written attn_mask[None]", "[B, L, M], written attn_mask[:, None]"),
+        ):
+            with pytest.raises(ValueError, match=f"{op}: attn_mask .* may be {re.escape(one)}, or {re.escape(other)}"):
+                call(zeros(*size, dtype=torch.bool))
+        for size in ((6,), (1, 6), (1, 5, 6), (1, 1, 5, 6), (5, 1, 1, 6), (1, 5, 5, 6)):
+            call(torch.ones(size, dtype=torch.bool))
+    q, k = q[:1], k[:1]  # one sample: both readings are the same
+    attention_mse(q, k, q, k, attn_mask=torch.ones(5, 6, dtype=torch.bool))
 
 
 NCE: list[tuple[dict[str, Any], type[Exception], str]] = [

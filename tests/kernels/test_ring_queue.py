@@ -104,7 +104,7 @@ def test_a_run_that_is_saved_and_resumed_gives_the_same_losses() -> None:
     found += losses(second, range(3, 6))
     assert found == expected
     assert all(torch.equal(a, b) for a, b in zip(straight.buffers(), second.buffers(), strict=True))
-    assert len(list(second.parameters())) == 0 and len(second.state_dict()) == 4
+    assert len(list(second.parameters())) == 0 and len(second.state_dict()) == 5
 
 
 def test_a_deep_copy_goes_its_own_way() -> None:
@@ -221,3 +221,74 @@ def test_what_a_narrower_queue_costs(width: int, dtype: torch.dtype, row: float,
 def test_other_eight_bit_dtypes_are_refused() -> None:
     with pytest.raises(TypeError, match="or float8_e4m3fn, got float8_e5m2"):
         RingQueue(4, 4, dtype=torch.float8_e5m2)
+
+
+CASTS = {
+    "half": lambda ring: ring.half(),
+    "bfloat16": lambda ring: ring.bfloat16(),
+    "double": lambda ring: ring.double(),
+    "to": lambda ring: ring.to(torch.float16),
+    "module": lambda ring: torch.nn.Sequential(ring).half()[0],
+    "back": lambda ring: ring.half().float(),
+    "device": lambda ring: ring.to("cpu"),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_a_queue_that_is_cast_stays_right(dtype: torch.dtype, cast: str) -> None:
+    ring, old = (RingQueue(8, 6, dtype=dtype) for _ in range(2))
+    rows = torch.randn(9, 8)
+    for queue in (ring, old):
+        queue.enqueue_(rows[:4], ids=torch.arange(4))
+    ring = CASTS[cast](ring)
+    if dtype == torch.float8_e4m3fn:
+        assert ring.dtype == dtype and ring.scales is not None and ring.scales.dtype == torch.float32
+        assert torch.equal(ring.scales, old.scales)  # type: ignore[arg-type]
+    assert ring.ids.dtype == ring.head.dtype == ring.fill.dtype == torch.int64
+    rounding = 2e-2 if "bfloat16" in (cast, str(dtype).removeprefix("torch.")) else 2e-3
+    torch.testing.assert_close(ring.values().float(), old.values().float(), atol=rounding, rtol=0)
+    for queue in (ring, old):
+        queue.enqueue_(rows[4:], ids=torch.arange(4, 9))
+    torch.testing.assert_close(ring.values().float(), old.values().float(), atol=rounding, rtol=0)
+    h_s, h_t = torch.randn(2, 5, 8)
+    got, expected = (token_nce(h_s, h_t, queue, token_ids=torch.arange(5)) for queue in (ring, old))
+    torch.testing.assert_close(got, expected, atol=20 * rounding, rtol=0)
+    assert all(torch.equal(a, b) for a, b in zip(ring.buffers(), saved_and_loaded(ring).buffers(), strict=True))
+
+
+def test_a_cast_to_eight_bits_is_refused() -> None:
+    ring = RingQueue(4, 3)
+    with pytest.raises(
+        TypeError, match=r"cannot be cast to torch.float8_e4m3fn; make one with dtype=torch\.float8_e4m3fn"
+    ):
+        ring.to(torch.float8_e4m3fn)
+    assert ring.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"normalize": False}, {"dim": 5}, {"size": 4}, {"dtype": torch.bfloat16}, {"dtype": torch.float8_e4m3fn}],
+    ids=str,
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_state_of_another_queue_is_refused(other: dict, strict: bool) -> None:
+    made = {"dim": 4, "size": 3, "dtype": torch.float32, "normalize": True}
+    for theirs, own in ((made, made | other), (made | other, made)):
+        ring = RingQueue(**own)  # type: ignore[arg-type]
+        before = [x.clone() for x in ring.buffers()]
+        state = torch.nn.Sequential(RingQueue(**theirs)).state_dict()  # type: ignore[arg-type]
+        with pytest.raises(
+            RuntimeError, match=r"the state is that of a RingQueue\(dim=.*\), but this one is RingQueue\("
+        ):
+            torch.nn.Sequential(ring).load_state_dict(state, strict=strict)
+        assert all(torch.equal(a, b) for a, b in zip(before, ring.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_state_of_before_normalize_was_written_is_taken(assign: bool) -> None:
+    ring, twin = RingQueue(4, 3), RingQueue(4, 3)
+    ring.enqueue_(torch.randn(2, 4))
+    state = {name: x for name, x in ring.state_dict().items() if name != "normalized"}
+    twin.load_state_dict(state, assign=assign)
+    assert torch.equal(twin.rows, ring.rows) and twin.fill.item() == 2 and "normalized" not in state

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlkd_kernels import backends
 from vlkd_kernels.attention import check_pair, four_dimensional, scale_of
 from vlkd_kernels.dtypes import accumulator, compute_dtype, without_autocast
-from vlkd_kernels.fused_loss import fused_loss, wants_gradient
+from vlkd_kernels.fused_loss import fused_loss, refuse_transforms, wants_gradient
 
 _OP = "attention_mse"
 
@@ -55,7 +55,8 @@ def attention_mse(
         k_t: the teacher's keys [B, H_k', M, D_t]; H_k' divides H and may differ from H_k.
         scale_s: factor on the student's scores, 1/sqrt(D_s) if None.
         scale_t: factor on the teacher's scores, 1/sqrt(D_t) if None.
-        attn_mask: bool, broadcastable to [B, H, L, M]; True may attend.
+        attn_mask: bool, broadcastable to [B, H, L, M]; True may attend. Two dimensions are [L, M] and three [H, L, M]; where
+            B = L, or B = H, they might be meant as [B, M] or [B, L, M], and are refused: pass all four.
         query_mask: bool [B, L]; True counts.
         is_causal: query i sees keys 0..i (aligned top-left), together with `attn_mask`.
         distance: "mse" or "kl".
@@ -73,6 +74,7 @@ def attention_mse(
         BackendError: the named backend cannot run this call.
     """
     check_pair(_OP, q_s, k_s, q_t, k_t, attn_mask, query_mask, distance, reduction)
+    refuse_transforms(q_s, k_s, q_t, k_t)
     scale_s = scale_of(_OP, "scale_s", scale_s, q_s)
     scale_t = scale_of(_OP, "scale_t", scale_t, q_t)
     attn_mask = four_dimensional(attn_mask)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlkd_kernels import backends, checks
 from vlkd_kernels.attention import check_keys, check_pair, four_dimensional, scale_of
 from vlkd_kernels.dtypes import accumulator, compute_dtype, without_autocast
+from vlkd_kernels.fused_loss import refuse_transforms
 
 _OP = "distill_attention"
 
@@ -59,7 +60,8 @@ def distill_attention(
         dropout_p: probability in [0, 1) with which an entry of the student's map is left out of `out`; the loss sees the
             map before dropout. Random numbers come from the device's default generator.
         scale_s, scale_t: factors on the scores, 1/sqrt(D_s) and 1/sqrt(D_t) if None.
-        attn_mask: bool, broadcastable to [B, H, L, M]; True may attend.
+        attn_mask: bool, broadcastable to [B, H, L, M]; True may attend. Two dimensions are [L, M] and three [H, L, M]; where
+            B = L, or B = H, they might be meant as [B, M] or [B, L, M], and are refused: pass all four.
         query_mask: bool [B, L]; True counts for the loss. The output does not depend on it.
         is_causal: query i sees keys 0..i (aligned top-left), together with `attn_mask`.
         distance: "mse" or "kl", as in `attention_mse`.
@@ -82,6 +84,7 @@ def distill_attention(
     """
     check_pair(_OP, q_s, k_s, q_t, k_t, attn_mask, query_mask, distance, reduction)
     _check(q_s, k_s, v_s, lse_t, dropout_p)
+    refuse_transforms(q_s, k_s, v_s, q_t, k_t, lse_t)
     attn_mask = four_dimensional(attn_mask)
     dtype = compute_dtype(q_s)
     keys, *widths = (backends.size_class(size) for size in (k_s.shape[2], q_s.shape[3], q_t.shape[3], v_s.shape[3]))

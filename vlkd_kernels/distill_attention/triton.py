@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 
 from vlkd_kernels.distill_attention.kernels import forward_kernel, keys_kernel, queries_kernel
+from vlkd_kernels.fused_loss import NO_SECOND_DERIVATIVE
 from vlkd_kernels.triton_attention import LOG2_E, MAX_REGISTERS, TileConfig, mask_kind, padded, strided
 
 
@@ -188,7 +189,18 @@ def _differentiate(ctx: Any, grad_out: Tensor, grad_loss: Tensor, *_unused: Tens
     return (*grads, *(None for _ in range(11)))
 
 
+def _refuse(*_: object) -> None:
+    raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+
+_backward.register_autograd(_refuse)
 _forward.register_autograd(_differentiate, setup_context=_keep_for_backward)
+
+
+def _savable(x: Any) -> Any:
+    """What autograd saves for the backward; it does not take tensors that were made in inference mode, as a teacher's may be."""
+    wanted = isinstance(x, Tensor) and not torch.compiler.is_compiling() and torch.is_grad_enabled()
+    return x.clone() if wanted and x.is_inference() else x
 
 
 def forward(
@@ -208,6 +220,7 @@ def forward(
     return_lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Output, loss sum, count, and the student's log-sum-exp if it is wanted."""
+    q_t, k_t, attn_mask = (_savable(x) for x in (q_t, k_t, attn_mask))
     # The seed stays on the device and comes from its generator, so that a CUDA graph draws anew at every replay.
     seed = torch.randint(2**62, (1,), device=q_s.device) if dropout_p > 0 else None
     out, loss, count, row_stats = _forward(

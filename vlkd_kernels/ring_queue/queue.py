@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlkd_kernels import backends, checks
-from vlkd_kernels.dtypes import accumulator
 from vlkd_kernels.ring_queue import float8
 
 if TYPE_CHECKING:
@@ -34,6 +33,9 @@ class RingQueue(nn.Module):
     `dtype` may be torch.float8_e4m3fn, half the memory of bfloat16: then every row has a factor
     of its own, `values` gives the rows, and they are off by about 2.6 % of their length.
 
+    A queue that is cast, or whose module is, such as by `.half()` or `.double()`, converts its rows as any buffer; float8 rows
+    stay in float8. `load_state_dict` takes the state of a queue with the same dim, size, dtype and normalize.
+
     Attributes:
         rows: [K, E] of `dtype`, for float8 its bits as uint8; rows that are not filled yet are 0.
         scales: float32 [K], what each row is to be multiplied by, for float8; None for other dtypes.
@@ -41,6 +43,7 @@ class RingQueue(nn.Module):
         head: int64 scalar, the slot that is written next.
         fill: int64 scalar, how many rows are filled.
         normalize: whether rows are L2-normalised when they are written.
+        normalized: the same as a bool scalar, for the state.
     """
 
     rows: Tensor
@@ -48,6 +51,7 @@ class RingQueue(nn.Module):
     ids: Tensor
     head: Tensor
     fill: Tensor
+    normalized: Tensor
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class RingQueue(nn.Module):
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.int64, device=device))
         self.register_buffer("head", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("fill", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("normalized", torch.tensor(normalize, device=device))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -126,10 +131,11 @@ class RingQueue(nn.Module):
             (rows, scales), normalize = float8.quantized(rows, normalize), False
         if group is not None:
             from vlkd_kernels.ring_queue.gather import gathered
+            from vlkd_kernels.ring_queue.reference import normalized
 
             # every row is normalised and rounded by the rank that has it, so that the others get these very bits
             if normalize:
-                rows, normalize = F.normalize(rows.to(accumulator(rows.dtype)), dim=-1, eps=1e-12), False
+                rows, normalize = normalized(rows), False
             rows = gathered(rows.to(self.rows.dtype), group)
             scales, mask, ids = (None if x is None else gathered(x, group) for x in (scales, mask, ids))
         if chosen == "reference":
@@ -139,8 +145,39 @@ class RingQueue(nn.Module):
         enqueue_(self.rows, self.ids, self.head, self.fill, rows, mask, ids, normalize, self.scales, scales)
 
     def extra_repr(self) -> str:
-        size, dim = self.rows.shape
-        return f"dim={dim}, size={size}, dtype={self.dtype}, normalize={self.normalize}"
+        return _described(self.rows, self.normalize)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RingQueue:
+        """What `.half()`, `.to(...)` and their like do: nothing but move the rows and scales of float8."""
+        if self.scales is None:
+            return super()._apply(_checked(fn), recurse)
+        scales, self.scales = self.scales, None
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self.scales = scales
+        self.scales = fn(scales.view(torch.int32)).view(torch.float32)  # which no cast changes
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        """As any module, but it takes nothing from another kind of queue, where torch would convert it or mix the two."""
+        rows, normalized = (state_dict.get(prefix + name) for name in ("rows", "normalized"))
+        if normalized is None:  # of a version that did not write it
+            normalized = self.normalized
+            state_dict = {**state_dict, prefix + "normalized": normalized}
+        if isinstance(rows, Tensor) and rows.ndim == 2:
+            theirs, own = _described(rows, bool(normalized)), _described(self.rows, self.normalize)
+            if theirs != own:
+                error_msgs.append(
+                    f"the state is that of a RingQueue({theirs}), but this one is RingQueue({own}); make it as that one was."
+                )
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )  # type: ignore[misc]
 
     def _check(self, rows: Tensor, mask: Tensor | None, ids: Tensor | None) -> None:
         checks.check_float_tensors(_OP, {"rows": rows})
@@ -153,3 +190,25 @@ class RingQueue(nn.Module):
                 checks.check_dtype(_OP, name, x, dtype)
                 checks.check_device(_OP, name, x, "the queue", self.rows)
                 checks.check_shape(_OP, name, x, rows.shape[:-1], "that of rows without E")
+
+
+def _described(rows: Tensor, normalize: bool) -> str:
+    """The arguments that make a queue of such rows; those of float8 are kept as uint8."""
+    size, dim = rows.shape
+    dtype = float8.DTYPE if rows.dtype == torch.uint8 else rows.dtype
+    return f"dim={dim}, size={size}, dtype={dtype}, normalize={normalize}"
+
+
+def _checked(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A change of a queue's buffers, which may not leave its rows in eight bits without their scales."""
+
+    def change(x: Tensor) -> Tensor:
+        changed = fn(x)
+        if x.is_floating_point() and (not changed.is_floating_point() or changed.dtype.itemsize < 2):
+            raise TypeError(
+                f"RingQueue: a queue of {x.dtype} cannot be cast to {changed.dtype}; make one with "
+                "dtype=torch.float8_e4m3fn and write the rows again."
+            )
+        return changed
+
+    return change

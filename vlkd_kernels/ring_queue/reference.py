@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlkd_kernels.dtypes import accumulator
+
+
+def normalized(rows: Tensor) -> Tensor:
+    """rows [N, E] over max(‖row‖, 1e-12), in float32 (float64 for float64); NaN where the square of a length overflows."""
+    rows = rows.to(accumulator(rows.dtype))
+    norm = rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return rows / norm.masked_fill(norm.isinf(), torch.nan)
 
 
 def enqueue_(
@@ -36,7 +42,7 @@ def enqueue_(
     source = source.scatter(0, slot, torch.arange(count, device=device))[:size]
     changed, source = source >= 0, source.clamp(min=0)
     if normalize:
-        new_rows = F.normalize(new_rows.to(accumulator(new_rows.dtype)), dim=-1, eps=1e-12)
+        new_rows = normalized(new_rows)
     rows.copy_(torch.where(changed[:, None], new_rows.to(rows.dtype)[source], rows))
     if scales is not None and new_scales is not None:
         scales.copy_(torch.where(changed, new_scales[source], scales))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlkd_kernels import backends, checks
 from vlkd_kernels.dtypes import accumulator, compute_dtype, without_autocast
-from vlkd_kernels.fused_loss import fused_loss, reduced, wants_gradient
+from vlkd_kernels.fused_loss import fused_loss, reduced, refuse_transforms, wants_gradient
 from vlkd_kernels.ring_queue import RingQueue
 
 _OP = "token_nce"
@@ -86,6 +86,7 @@ def token_nce(
     _check_negatives(rows, queue, token_ids, normalize, in_batch)
     _check_temperature(temperature, h_s)
     checks.check_reduction(_OP, reduction)
+    refuse_transforms(h_s, h_t, rows, temperature)
     dtype = compute_dtype(h_s)
     chosen = backends.choose(_OP, backend, h_s.device.type, dtype)
     learned = temperature if isinstance(temperature, Tensor) else None
