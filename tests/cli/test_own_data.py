@@ -230,14 +230,14 @@ def test_the_page_shows_the_pictures_of_a_folder(folder: Path, tmp_path: Path) -
         (regions,) = store.read([key], "paired")
         noise = np.random.default_rng(0).integers(0, 256, (regions.height, regions.width + more, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{key}.png")
-    prepared = open_imported(load_recipe("quick"), folder / "data", tmp_path)
+    prepared = open_imported(load_recipe("quick", ["text.vocabulary=120"]), folder / "data", tmp_path)
     first, second, third = (prepared.pixels(regions) for regions in store.read(KEYS, "paired"))
     assert isinstance(first, np.ndarray)
     assert isinstance(second, str) and f"{KEYS[1]}.png' has" in second and "but its boxes are of" in second
     assert third == f"There is no picture '{KEYS[2]}' in '{tmp_path}'."
     (tmp_path / f"{KEYS[0]}.png").write_bytes(b"no picture")
     assert "cannot be read as a picture" in str(prepared.pixels(store.read(KEYS, "paired")[0]))
-    gone = open_imported(load_recipe("quick"), folder / "data", tmp_path / "gone")
+    gone = open_imported(load_recipe("quick", ["text.vocabulary=120"]), folder / "data", tmp_path / "gone")
     assert "There is no folder" in str(gone.pixels(store.read(KEYS, "paired")[0]))
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from vlkd.data import AnswerVocabulary, Corpus
 from vlkd.errors import VlkdError
 from vlkd.recipes.schema import World
-from vlkd.scenes import make_picture
+from vlkd.scenes import Question, make_picture
 
 
 def test_a_split_of_the_world_is_that_of_its_pictures() -> None:
@@ -43,6 +44,51 @@ def test_no_corpus_there(tmp_path) -> None:
         Corpus.of_pictures("test", [])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"captions": ["a red star"] * 6},
+        {"captions": [["a red star"]] * 5 + [[None]]},
+        {"captions": [["a red star"]] * 5},
+        {"keys": ["a"] * 6},
+        {"keys": [1, 2, 3, 4, 5, 6]},
+        {"questions": [[]] * 5 + [["what ?"]]},
+        {"questions": [[]] * 5 + [[{"kind": "", "text": "what ?"}]]},
+        {"questions": [[]] * 5 + [[{"kind": "", "text": "what ?", "answer": None}]]},
+        {"split": None},
+    ],
+    ids=range(9),
+)
+def test_a_corpus_of_other_types_is_refused(change: dict, corpus, tmp_path) -> None:
+    corpus.save(tmp_path / "corpus.json")
+    content = json.loads((tmp_path / "corpus.json").read_text()) | change
+    (tmp_path / "corpus.json").write_text(json.dumps(content))
+    with pytest.raises(VlkdError, match="is no corpus"):
+        Corpus.load(tmp_path / "corpus.json")
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), 5, -1, True, "1", None])
+def test_no_corpus_has_a_score_that_is_none(score: object, corpus, tmp_path) -> None:
+    content = asdict(corpus)
+    content["questions"][3][0]["scores"] = [["yes", 0.5], ["no", score]]
+    (tmp_path / "corpus.json").write_text(json.dumps(content))
+    with pytest.raises(
+        VlkdError, match=r"A score of .* in '.*corpus.json', picture 'test-000003', but a number from 0 to 1"
+    ):
+        Corpus.load(tmp_path / "corpus.json")
+
+
+def test_a_split_has_the_name_of_a_file(corpus) -> None:
+    for name in ("", "../train", "a/b", ".hidden"):
+        with pytest.raises(VlkdError, match="letters, digits"):
+            replace(corpus, split=name)
+
+
+def test_an_unknown_answer_is_no_class(corpus) -> None:
+    asked = replace(corpus, questions=((Question("", "what ?", ""),), *corpus.questions[1:]))
+    assert "" not in AnswerVocabulary.of_corpus(asked).answers
+
+
 def test_no_split_takes_the_file_of_the_answers(corpus) -> None:
     with pytest.raises(VlkdError, match="A split cannot be called 'answers'"):
         replace(corpus, split="answers")
@@ -63,3 +109,7 @@ def test_answers_saved_and_loaded(corpus, tmp_path) -> None:
     (tmp_path / "answers.json").write_text("[1, 2]")
     with pytest.raises(VlkdError, match="expected a JSON list of words"):
         AnswerVocabulary.load(tmp_path / "answers.json")
+    for content in ('["yes", "yes"]', '["yes", " "]'):
+        (tmp_path / "answers.json").write_text(content)
+        with pytest.raises(VlkdError, match="has an empty answer, or one twice"):
+            AnswerVocabulary.load(tmp_path / "answers.json")

@@ -56,3 +56,34 @@ def test_a_test_split_has_questions_alone(files: Sources, store, tmp_path: Path)
     corpus = import_texts(replace(files, annotations=None), tmp_path / "data", store, split="test")
     assert [question.answer for question in corpus.questions[0]] == ["", ""]
     assert not (tmp_path / "data" / "answers.json").exists()
+
+
+def test_annotations_that_do_not_meet_the_questions_are_refused(files: Sources, store, tmp_path: Path) -> None:
+    assert files.annotations is not None
+    whole = json.loads(files.annotations.read_text())["annotations"]
+
+    def refused(annotations: list, sentence: str) -> None:
+        files.annotations.write_text(json.dumps({"annotations": annotations}))
+        with pytest.raises(VlkdError, match=sentence):
+            import_texts(files, tmp_path / "data", store, split="train", least=1)
+        assert not list((tmp_path / "data").glob("*.json"))
+
+    refused([], "No annotation of question_id 10, 20 of 2 questions: give questions and annotations of the same split")
+    refused(whole[:1], "No annotation of question_id 20 of 2 questions: give")
+    others = [row | {"question_id": 10 + row["question_id"]} for row in whole]
+    refused(others, "No annotation of question_id 10 of 2 questions; annotated and not asked: 30 of 2: give")
+    refused([whole[0], whole[1] | {"image_id": 7}], "Question 20 is asked about image 391895 and annotated for image 7")
+    more = [*whole, whole[0] | {"question_id": 99}]  # of which nothing is asked here
+    files.annotations.write_text(json.dumps({"annotations": more}))
+    assert import_texts(files, tmp_path / "data", store, split="train", least=2).unanswered() == 0
+
+
+def test_the_most_frequent_answer_is_the_questions_answer(files: Sources, store, tmp_path: Path) -> None:
+    """Four of ten who say "a" and six who say "b" both score 1."""
+    assert files.annotations is not None
+    rows = json.loads(files.annotations.read_text())["annotations"]
+    said = [{"answer": "cat" if number < 4 else "dog", "answer_id": number} for number in range(10)]
+    files.annotations.write_text(json.dumps({"annotations": [row | {"answers": said} for row in rows]}))
+    corpus = import_texts(files, tmp_path / "data", store, split="train", least=2)
+    assert [(q.answer, q.scores) for q in corpus.questions[0]] == [("dog", (("cat", 1.0), ("dog", 1.0)))] * 2
+    assert AnswerVocabulary.load(tmp_path / "data" / "answers.json").answers == ("dog",)

@@ -57,9 +57,9 @@ def test_from_a_folder_of_pictures_to_an_exported_student(tmp_path: Path, monkey
     )
     Path("recipe.yaml").write_text(RECIPE)
     steps = commands(DOCS / "own-pictures.md")
-    assert len(steps) == 7
+    assert len(steps) == 8
     steps[0][steps[0].index("200")] = "6"
-    steps[3][steps[3].index("0.1")] = "0.34"
+    steps[4][steps[4].index("0.1")] = "0.34"
     run(steps)
     assert Path("runs/mine/report.html").read_text().count("data:image/png;base64,") >= 4
     check_exported(Path("student"), Path("pictures/test-000001.png"))

@@ -120,3 +120,20 @@ def test_spice_never_downloads(tmp_path, monkeypatch):
     reason = why_not("SPICE")
     assert reason is not None
     assert "stanford-corenlp-3.6.0.jar is missing" in reason and "get_stanford_models" in reason
+
+
+@pytest.mark.parametrize(
+    ("references", "hint"),
+    [
+        ({"a": ["a red star"]}, "CIDEr of one picture is always 0, even for a perfect caption"),
+        ({"a": ["a red star"], "b": ["a red star"]}, "CIDEr of 2 of the 2 pictures is always 0"),
+        ({"a": ["a star"], "b": ["a star", "a red star"]}, "CIDEr of 1 of the 2 pictures is always 0"),
+        ({"a": ["a red star"], "b": ["a red ring"]}, None),
+        ({"a": ["star red"], "b": ["red star"]}, None),
+    ],
+)
+def test_pictures_that_cider_cannot_see_are_told(references: dict[str, list[str]], hint: str | None) -> None:
+    perfect = caption_scores(references, {key: texts[0] for key, texts in references.items()})
+    blind = sum(score == 0 for score in perfect.cider_per_picture.values())
+    assert len(perfect.hints) == (hint is not None) == (blind > 0)
+    assert hint is None or perfect.hints[0].startswith(hint)

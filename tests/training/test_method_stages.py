@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vlkd.data import Corpus, train_tokenizer, write_store
+from vlkd.errors import VlkdError
 from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, load_model
 from vlkd.recipes import Encoder, Evaluation, Recipe, Schedule, Schedules, Text
 from vlkd.regions import RegionRecord, geometry
@@ -86,6 +88,23 @@ def test_every_stage_runs_on_what_the_one_before_left(data: StageData, recipe: R
     unadapted = finetune(recipe, "vqa", "teacher", teacher, view="own")
     train_stage(tmp_path / "teacher-own", recipe, unadapted, data)
     assert _terms(tmp_path / "teacher-own") == {"answers"}
+
+
+def test_questions_without_an_answer_are_left_out_and_counted(data: StageData, recipe: Recipe) -> None:
+    corpus = data.corpora["train"]
+    unknown = tuple(replace(question, answer="") for question in corpus.questions[0])
+    some = replace(corpus, questions=(unknown, *corpus.questions[1:]))
+    stage = finetune(recipe, "vqa", "teacher", Path("anywhere"))
+    whole, part = (replace(data, corpora={"train": of}) for of in (corpus, some))
+    samples = part.inputs(recipe, stage).samples
+    assert len(samples) == len(whole.inputs(recipe, stage).samples) - len(unknown)
+    assert all(samples[index].answers.any() for index in range(len(samples)))
+    assert whole.left_out("vqa") is None and part.left_out("captioning") is None
+    total = sum(map(len, corpus.questions))
+    assert part.left_out("vqa") == f"Not trained on: {len(unknown)} of {total} questions, which have no answer."
+    none = replace(corpus, questions=tuple(tuple(replace(q, answer="") for q in asked) for asked in corpus.questions))
+    with pytest.raises(VlkdError, match=f"None of the {total} questions of the split 'train' has an answer"):
+        replace(data, corpora={"train": none}).inputs(recipe, stage)
 
 
 def test_other_texts_are_other_data(data: StageData) -> None:

@@ -83,6 +83,7 @@ def import_(
     split: Annotated[str, typer.Option(help="What the texts are for: train, validation, test, …")] = "train",
     dtype: Annotated[Kept, typer.Option(help="Features in the store; float16 halves it.")] = Kept.float16,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that read side by side.")] = 1,
+    least: Least = 9,
 ) -> None:
     """Write a feature store and texts from files of Oscar and VinVL.
 
@@ -92,7 +93,7 @@ def import_(
     from vlkd.data.oscar import import_oscar
 
     sources = _sources(student, teacher, own, tags, own_tags, captions, questions, answers, annotations, stored_as)
-    imported = import_oscar(sources, out, split=split, dtype=dtype.value, jobs=jobs)
+    imported = import_oscar(sources, out, split=split, dtype=dtype.value, jobs=jobs, least=least, tell=typer.echo)
     store = imported.store
     typer.echo(
         f"{len(store)} pictures in '{store.folder}': {' and '.join(store.views)} regions, at most {store.max_regions} each, of "
@@ -112,12 +113,16 @@ def texts(
     annotations: Annotations = None,
     least: Least = 9,
 ) -> None:
-    """Add the texts of another split, for pictures that the store has."""
+    """Add texts, for training or another split, for pictures that the store has.
+
+    A picture's new captions replace those that it had, new questions its questions, and all other texts stay. What would bring
+    pictures that `vlkd data split` held out back into training is refused.
+    """
     from vlkd.data import RegionStore
     from vlkd.data.oscar import Sources, import_texts
 
     sources = Sources(captions=captions, questions=questions, answers=answers, annotations=annotations)
-    corpus = import_texts(sources, out, RegionStore.open(out / "store"), split=split, least=least)
+    corpus = import_texts(sources, out, RegionStore.open(out / "store"), split=split, least=least, tell=typer.echo)
     typer.echo(_told(corpus, out, split))
 
 
@@ -149,8 +154,15 @@ def validate(
     answers: Answers = None,
     annotations: Annotations = None,
     stored_as: Stored = StoredAs.float32,
+    split: Annotated[str, typer.Option(help="What the texts are for: train, validation, test, …")] = "train",
+    least: Least = 9,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder whose store has the pictures that the texts are about.")
+    ] = None,
 ) -> None:
     """Go through files of Oscar and VinVL, every row, and name each mistake with file, line and key.
+
+    Texts can be checked by themselves, or against the pictures of `--data`.
 
     The status is 1 if an import would refuse them.
     """
@@ -158,7 +170,12 @@ def validate(
 
     sources = _sources(student, teacher, own, tags, own_tags, captions, questions, answers, annotations, stored_as)
     fatal = notes = 0
-    for finding in find(sources):
+    pictures = None
+    if data is not None:
+        from vlkd.data import RegionStore
+
+        pictures = RegionStore.open(data / "store").keys
+    for finding in find(sources, pictures, split=split, least=least):
         fatal, notes = fatal + finding.fatal, notes + (not finding.fatal)
         typer.echo(f"{'error' if finding.fatal else 'note'}: {finding.problem}")
     typer.echo(f"{fatal} errors, {notes} notes." if fatal or notes else "Nothing found: all files fit together.")

@@ -36,6 +36,8 @@ def captions(
     for name, reason in found.unavailable.items():
         typer.echo(f"{name:8}      – {reason}")
     typer.echo(f"Tokenisation: {found.tokenisation}.")
+    for hint in found.hints:
+        typer.echo(hint)
 
 
 @app.command()

@@ -130,7 +130,7 @@ def evaluate(
     controls: Annotated[bool, typer.Option("--controls", help="Also without the picture and with another's.")] = False,
 ) -> None:
     """Caption or answer a split, score it, and write results.json and the file that COCO's or VQA's server takes."""
-    from vlkd.evaluation import evaluate_model
+    from vlkd.evaluation import evaluate_model, evaluation_notes
     from vlkd.recipes import load_recipe
     from vlkd.training import StageData
 
@@ -140,7 +140,9 @@ def evaluate(
     scores = evaluate_model(model, out, resolved, opened, task.value, role.value, view, split, controls=controls)
     for condition, found in scores.items():
         shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in found.items())
-        typer.echo(f"{condition:8} {shown}")
+        typer.echo(f"{condition:8} {shown or 'not scored'}")
+    for note in evaluation_notes(out, task.value):
+        typer.echo(note)
     typer.echo(f"In '{out}'.")
 
 
@@ -204,5 +206,8 @@ def _train(recipe: str, settings: list[str] | None, data: Path, out: Path, stage
 
     resolved = load_recipe(recipe, settings or ())
     with resumable():
-        model = train_stage(out, resolved, stage, StageData.open(data, resolved))
+        opened = StageData.open(data, resolved)
+        if note := opened.left_out(stage.task):
+            tell(note)
+        model = train_stage(out, resolved, stage, opened)
     tell(f"The model: {model}")

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from vlkd.data.text_files import checked_key, checked_text, short
 from vlkd.errors import VlkdError
 from vlkd.recipes.schema import World
 from vlkd.runs import write_atomically
 from vlkd.scenes import Picture, Question, make_picture
 
 ANSWERS = "answers.json"  # the vocabulary's file beside those of the splits
+_SPLIT = re.compile(r"\w[\w.-]*")
 _SMALL = 64  # the least that make_picture renders
 
 
@@ -32,7 +36,7 @@ class Corpus:
         questions: of each picture, with their answers.
 
     Raises:
-        VlkdError: the split has the name of the answer vocabulary, whose file it would replace.
+        VlkdError: the split's name makes no file name, or that of the answer vocabulary, which it would replace.
     """
 
     split: str
@@ -45,6 +49,8 @@ class Corpus:
             raise VlkdError(
                 f"A split cannot be called '{self.split}': {ANSWERS} holds the answers that a VQA model chooses among."
             )
+        if not _SPLIT.fullmatch(self.split):
+            raise VlkdError(f"A split cannot be called '{self.split}': letters, digits, '-' and '_' make a name.")
 
     @classmethod
     def of_pictures(cls, split: str, pictures: Iterable[Picture]) -> Corpus:
@@ -77,8 +83,28 @@ class Corpus:
         if len(rows) == len(self):
             return self
         if not rows:
-            raise VlkdError(f"The split '{self.split}' has no {what}: import it with --{what}.")
+            raise VlkdError(f"The split '{self.split}' has no {what}: add them with `vlkd data texts … --{what}`.")
         return self.only(rows)
+
+    def with_answers(self) -> Corpus:
+        """The questions that have an answer, and the pictures that have such questions.
+
+        Raises:
+            VlkdError: there is none.
+        """
+        answered = tuple(tuple(question for question in asked if question.answered) for asked in self.questions)
+        if answered == self.questions:
+            return self.with_texts("questions")
+        if not any(answered):
+            raise VlkdError(
+                f"None of the {sum(map(len, self.questions))} questions of the split '{self.split}' has an answer: add them again "
+                "with `vlkd data texts … --questions` and their --annotations."
+            )
+        return replace(self, questions=answered).with_texts("questions")
+
+    def unanswered(self) -> int:
+        """How many questions have no answer."""
+        return sum(not question.answered for asked in self.questions for question in asked)
 
     def only(self, rows: Iterable[int]) -> Corpus:
         """The pictures at these places."""
@@ -125,14 +151,14 @@ class Corpus:
         """
         content = _read_json(Path(path), "corpus")
         try:
-            return cls(
-                content["split"],
-                tuple(content["keys"]),
-                tuple(tuple(captions) for captions in content["captions"]),
-                tuple(tuple(map(_question, asked)) for asked in content["questions"]),
-            )
+            split, keys, captions, questions = (content[name] for name in ("split", "keys", "captions", "questions"))
+            if not (isinstance(split, str) and len(set(keys)) == len(keys) == len(captions) == len(questions)):
+                raise TypeError
+            rows = zip(keys, captions, questions, strict=True)
+            texts = [_checked_texts(*row, f"'{path}', picture {short(row[0])}") for row in rows]
         except (KeyError, TypeError) as error:
             raise VlkdError(f"'{path}' is no corpus: expected what `Corpus.save` writes.") from error
+        return cls(split, tuple(keys), tuple(of for of, _ in texts), tuple(of for _, of in texts))
 
 
 class AnswerVocabulary:
@@ -150,7 +176,7 @@ class AnswerVocabulary:
     def of_corpus(cls, corpus: Corpus, min_count: int = 1) -> AnswerVocabulary:
         """All answers given at least ``min_count`` times, most frequent first, ties by spelling."""
         counts = Counter(question.answer for asked in corpus.questions for question in asked)
-        kept = [answer for answer, count in counts.items() if count >= min_count]
+        kept = [answer for answer, count in counts.items() if count >= min_count and answer]
         return cls(sorted(kept, key=lambda answer: (-counts[answer], answer)))
 
     def __len__(self) -> int:
@@ -183,6 +209,11 @@ class AnswerVocabulary:
         share = counts / (sum(given.values()) + 1)
         return np.log(share / (1 - share)).astype(np.float32)
 
+    @property
+    def fingerprint(self) -> str:
+        """Names the answers and their order: 16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.answers).encode()).hexdigest()[:16]
+
     def save(self, path: Path | str) -> None:
         """Write the answers as a JSON list."""
         write_atomically(Path(path), json.dumps(self.answers, indent=2) + "\n")
@@ -197,12 +228,50 @@ class AnswerVocabulary:
         content = _read_json(Path(path), "answer vocabulary")
         if not (isinstance(content, list) and all(isinstance(answer, str) for answer in content)):
             raise VlkdError(f"'{path}' is no answer vocabulary: expected a JSON list of words.")
+        if len(set(content)) < len(content) or not all(answer.strip() for answer in content):
+            raise VlkdError(f"'{path}' has an empty answer, or one twice: each may come once.")
         return cls(content)
 
 
-def _question(content: dict) -> Question:
-    scores = tuple((answer, score) for answer, score in content.pop("scores", ()))
-    return Question(**content, scores=scores)
+def checked_score(value: Any, place: str) -> float:
+    """How right an answer is.
+
+    Raises:
+        VlkdError: it is no number from 0 to 1.
+    """
+    if type(value) not in (int, float) or not (math.isfinite(value) and 0 <= value <= 1):
+        raise VlkdError(f"A score of {short(value)} in {place}, but a number from 0 to 1 is expected.")
+    return float(value)
+
+
+def _checked_texts(key: Any, captions: Any, questions: Any, place: str) -> tuple[tuple[str, ...], tuple[Question, ...]]:
+    """One picture's texts.
+
+    Raises:
+        VlkdError: one is empty, or a score is none.
+        TypeError: something is not what ``Corpus.save`` writes.
+    """
+    if not (isinstance(key, str) and isinstance(captions, list) and isinstance(questions, list)):
+        raise TypeError
+    checked_key(key, place)
+    of = tuple(checked_text(_only(str, caption), "caption", place) for caption in captions)
+    return of, tuple(_question(content, place) for content in questions)
+
+
+def _question(content: Any, place: str) -> Question:
+    scores = _only(list, content.get("scores", []) if isinstance(content, dict) else None)
+    soft = tuple((_only(str, answer), checked_score(score, place)) for answer, score in map(tuple, scores))
+    number = content.get("id")
+    return Question(
+        _only(str, content["kind"]), checked_text(_only(str, content["text"]), "question", place),
+        _only(str, content["answer"]), soft, None if number is None else _only(int, number),
+    )  # fmt: skip
+
+
+def _only(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{kind.__name__} expected")
+    return value
 
 
 def _read_json(path: Path, what: str):

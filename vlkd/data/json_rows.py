@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from vlkd.data.text_files import checked_key, checked_text, read_text, short
 from vlkd.errors import VlkdError
 
 T = TypeVar("T")
@@ -32,12 +33,28 @@ class Row(NamedTuple):
             VlkdError: the key is missing, or its value is something else.
         """
         if key not in self.values:
-            raise VlkdError(f"Expected the key '{key}' in {self.place}, but it has {sorted(self.values)}.")
+            raise VlkdError(f"Expected the key '{key}' in {self.place}, but it has {_names(self.values)}.")
         value = self.values[key]
         if type(value) not in kinds:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise VlkdError(f"Expected '{key}' to be {wanted} in {self.place}, but got {_short(value)}.")
         return value
+
+    def text(self, key: str) -> str:
+        """``row[key]``, a text to learn from.
+
+        Raises:
+            VlkdError: as :meth:`value`, or it is empty, very long, or no Unicode text.
+        """
+        return checked_text(self.value(key, str), f"'{key}'", self.place)
+
+    def picture(self, key: str) -> str:
+        """``row[key]``, a picture's number or name, as text.
+
+        Raises:
+            VlkdError: as :meth:`value`, or it is empty or very long.
+        """
+        return checked_key(str(self.value(key, int, str)), self.place)
 
     def add_to(self, found: dict[K, V], key: K, value: V, name: str) -> None:
         """``found[key] = value``, once.
@@ -59,10 +76,25 @@ def read_json(path: Path | str, what: str) -> Any:
     path = Path(path)
     if not path.is_file():
         raise VlkdError(f"There is no {what} file '{path}': check the path.")
+    text = read_text(path)
     try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise VlkdError(f"'{path}' is no {what} file: expected JSON, but {error}.") from error
+        return json.loads(text, object_pairs_hook=_each_key_once)
+    except _Twice as error:
+        raise VlkdError(f"'{path}' has an object with the key {error} twice: keep one of the two.") from None
+    except (ValueError, RecursionError) as error:
+        raise VlkdError(f"'{path}' is no {what} file: expected JSON, but {error}.") from None
+
+
+class _Twice(Exception):
+    """A key that an object has more than once; JSON readers keep the last without a word."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(short(next(name for name in names if names.count(name) > 1)))
+    return found
 
 
 def rows(content: Any, listing: str) -> Iterator[Row]:
@@ -86,7 +118,7 @@ def rows_under(content: Any, key: str, path: Path | str) -> Iterator[Row]:
         VlkdError: ``content`` is no object with such a list.
     """
     if not isinstance(content, dict) or key not in content:
-        has = f"an object with {sorted(content)}" if isinstance(content, dict) else _short(content)
+        has = f"an object with {_names(content)}" if isinstance(content, dict) else _short(content)
         raise VlkdError(f"Expected '{path}' to hold a JSON object with a list '{key}', but got {has}.")
     return rows(content[key], f"'{key}' in '{path}'")
 
@@ -98,6 +130,10 @@ def first_few(ids: set[Any], of: int) -> str:
     return f"{', '.join(map(repr, shown))}{more} of {of}"
 
 
+def _names(values: dict[str, Any]) -> str:
+    """The keys of an object, few of many."""
+    return f"{sorted(values)}" if len(values) <= 12 else f"{short(sorted(values)[:6])} and more"
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return f"{type(value).__name__} {short(value)}"

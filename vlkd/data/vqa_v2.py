@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from vlkd.data.corpus import AnswerVocabulary
-from vlkd.data.json_rows import Row, read_json, rows, rows_under
+from vlkd.data.json_rows import Row, first_few, read_json, rows, rows_under
 from vlkd.errors import VlkdError
 from vlkd.scenes import Question
 
@@ -118,7 +117,7 @@ def read_questions(path: Path | str) -> dict[int, VQAQuestion]:
     """
     found: dict[int, VQAQuestion] = {}
     for row in rows_under(read_json(path, "questions"), "questions", path):
-        question = VQAQuestion(row.value("image_id", int), row.value("question", str))
+        question = VQAQuestion(row.value("image_id", int), row.text("question"))
         row.add_to(found, row.value("question_id", int), question, "question_id")
     return found
 
@@ -141,32 +140,46 @@ def read_annotations(path: Path | str) -> dict[int, VQAAnnotation]:
     return found
 
 
-def frequent_answers(annotations: Mapping[int, VQAAnnotation], least: int = 9) -> AnswerVocabulary:
-    """The normalised answers that are the most frequent of at least ``least`` questions, the most frequent first.
-
-    With 9, and the train and validation splits together, bottom-up-attention-vqa has 3,129 of them.
-    """
-    counts = Counter(
-        normalized_answer(Counter(annotation.answers).most_common(1)[0][0]) for annotation in annotations.values()
-    )
-    kept = [answer for answer, count in counts.items() if count >= least and answer]
-    return AnswerVocabulary(sorted(kept, key=lambda answer: (-counts[answer], answer)))
-
-
 def asked_questions(
-    questions: Mapping[int, VQAQuestion], annotations: Mapping[int, VQAAnnotation]
+    questions: Mapping[int, VQAQuestion], annotations: Mapping[int, VQAAnnotation] | None
 ) -> dict[str, list[Question]]:
-    """Image id -> questions with soft scores of their normalised answers; without answers where nobody annotated them."""
+    """Image id -> questions with soft scores of their normalised answers; without answers where there are no annotations.
+
+    ``answer`` is the most frequent one. A vocabulary of those that are it of at least 9 questions of the train and validation splits
+    together has the 3,129 answers of bottom-up-attention-vqa.
+
+    Raises:
+        VlkdError: a question has no annotation, or one about another picture.
+    """
+    if annotations is not None:
+        _check_annotated(questions, annotations)
     asked: dict[str, list[Question]] = {}
     for number, question in questions.items():
-        annotation = annotations.get(number)
-        scores = soft_targets(map(normalized_answer, annotation.answers)) if annotation else {}
-        best = max(scores, key=lambda answer: scores[answer], default="")
-        kind = annotation.answer_type if annotation else "question"
-        asked.setdefault(str(question.image_id), []).append(
-            Question(kind, question.text, best, tuple(scores.items()), number)
-        )
+        kind, answer, scores = "question", "", ()
+        if annotations is not None:
+            annotation = annotations[number]
+            kind = annotation.answer_type
+            answer = normalized_answer(Counter(annotation.answers).most_common(1)[0][0])
+            scores = tuple(soft_targets(map(normalized_answer, annotation.answers)).items())
+        asked.setdefault(str(question.image_id), []).append(Question(kind, question.text, answer, scores, number))
     return asked
+
+
+def _check_annotated(questions: Mapping[int, VQAQuestion], annotations: Mapping[int, VQAAnnotation]) -> None:
+    if missing := questions.keys() - annotations.keys():
+        unasked = annotations.keys() - questions.keys()
+        others = f"; annotated and not asked: {first_few(unasked, len(annotations))}" if unasked else ""
+        raise VlkdError(
+            f"No annotation of question_id {first_few(missing, len(questions))} questions{others}: give questions and annotations of "
+            "the same split."
+        )
+    for number, question in questions.items():
+        about = annotations[number].image_id
+        if about != question.image_id:
+            raise VlkdError(
+                f"Question {number} is asked about image {question.image_id} and annotated for image {about}: give questions and "
+                "annotations of the same split and version."
+            )
 
 
 def one_line(text: str) -> str:

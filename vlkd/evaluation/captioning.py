@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vlkd.evaluation.java_metrics import JAVA_METRICS, JavaMetrics
@@ -16,12 +16,13 @@ TOKENISATION = (
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores as pycocoevalcap gives them (CIDEr 1.0 prints as 100.0) and why others are absent."""
+    """Scores as pycocoevalcap gives them (CIDEr 1.0 prints as 100.0), why others are absent, and what makes one meaningless."""
 
     scores: dict[str, float]
     cider_per_picture: dict[str, float]
     unavailable: dict[str, str] = field(default_factory=dict)
     tokenisation: str = TOKENISATION
+    hints: tuple[str, ...] = ()
 
 
 def tokenise(caption: str) -> str:
@@ -70,4 +71,29 @@ def score_tokenised(
         more, unavailable = java.score(truth, guess)
         scores |= more
     per_picture = {key: float(value) for key, value in zip(truth, per_picture, strict=True)}
-    return CaptionScores(scores, per_picture, unavailable, tokenisation)
+    return CaptionScores(scores, per_picture, unavailable, tokenisation, cider_hints(truth))
+
+
+def cider_hints(truth: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """What CIDEr cannot see in tokenised references.
+
+    It weighs every n-gram (n = 1 … 4) by log(pictures / pictures whose references have it). Where a picture's references have no
+    n-gram but those of all pictures, its CIDEr is 0, whatever is said about it; of one picture it always is.
+    """
+    if len(truth) == 1:
+        return (
+            "CIDEr of one picture is always 0, even for a perfect caption: it counts the words that tell pictures apart.",
+        )
+    ngrams = {key: {gram for text in texts for gram in _ngrams(text.split())} for key, texts in truth.items()}
+    common = set.intersection(*ngrams.values())
+    blind = sum(grams == common for grams in ngrams.values())
+    if not blind:
+        return ()
+    return (
+        f"CIDEr of {blind} of the {len(truth)} pictures is always 0, even for a perfect caption: their references have no words but "
+        "those of all pictures.",
+    )
+
+
+def _ngrams(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return (tuple(words[first : first + n]) for n in range(1, 5) for first in range(len(words) - n + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vlkd.data.json_rows import first_few, read_json, rows, rows_under
@@ -103,7 +104,7 @@ def evaluate_captions_file(
     if not subset and (missing := references.keys() - captions.keys()):
         raise VlkdError(
             f"'{results}' has no caption for image_id {first_few(missing, len(references))} in '{annotations}': "
-            "caption them too, or score those that have one with `subset=True`."
+            "caption them too, or score those that have one (--subset, in Python `subset=True`)."
         )
     if not captions:
         raise VlkdError(f"Expected '{results}' to hold at least one caption, but got none.")
@@ -114,7 +115,7 @@ def evaluate_captions_file(
     except _NoTokenizer as reason:
         scored = caption_scores(references, captions, java)
         label = f"{TOKENISATION}; it was not used: {reason}"
-        return CaptionScores(scored.scores, scored.cider_per_picture, scored.unavailable, label)
+        return replace(scored, tokenisation=label)
     return score_tokenised(truth, guess, java, PTB_TOKENISATION)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from vlkd.evaluation.java_metrics import JavaMetrics
 from vlkd.evaluation.vqa import soft_accuracy, vqa_scores
 from vlkd.models import VLForCaptioning, VLForVQA
 from vlkd.recipes.schema import Recipe
+from vlkd.scenes import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -41,7 +42,7 @@ def examine_captioner(
     java: JavaMetrics | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Condition -> ``scores`` (metric -> value), ``cider_per_picture`` and ``captions`` (by key), ``unavailable``
-    (metric -> why), ``tokenisation``. Java's metrics are computed with the picture only."""
+    (metric -> why), ``tokenisation``, ``hints``. Java's metrics are computed with the picture only."""
     settings, references = exam.recipe.evaluation, exam.corpus.references()
     results: dict[str, dict[str, Any]] = {}
     for condition in conditions:
@@ -56,6 +57,7 @@ def examine_captioner(
             "captions": captions,
             "unavailable": scored.unavailable,
             "tokenisation": scored.tokenisation,
+            "hints": list(scored.hints),
         }
     return results
 
@@ -69,7 +71,11 @@ def examine_answerer(
     conditions: Sequence[Condition] = CONDITIONS,
 ) -> dict[str, dict[str, Any]]:
     """Condition -> ``scores`` ("all" and kind -> accuracy), ``accuracy_per_picture`` and ``questions_per_picture``
-    (by key), ``answers`` (key -> answers in the order of the picture's questions)."""
+    (by key), ``answers`` (key -> answers in the order of the picture's questions), ``unanswered``.
+
+    Questions whose answer nobody knows are answered and not scored; ``unanswered`` is their number, and ``scores`` is empty where
+    there are no others.
+    """
     results: dict[str, dict[str, Any]] = {}
     for condition in conditions:
         dataset = VQASet(
@@ -82,18 +88,42 @@ def examine_answerer(
             answers=exam.answers,
         )
         answers = answer_questions(model, dataset, role, batch=exam.recipe.evaluation.batch)
-        accuracies = [
-            dict(question.scores).get(answer, 0.0) if question.scores else soft_accuracy(answer, [question.answer])
-            for answer, question in zip(answers, dataset.questions, strict=True)
+        scored = [
+            (key, question.kind, _accuracy(answer, question))
+            for key, answer, question in zip(dataset.keys, answers, dataset.questions, strict=True)
+            if question.answered
         ]
-        by_picture = _by_key(dataset.keys, accuracies)
+        keys, kinds, accuracies = zip(*scored, strict=True) if scored else ((), (), ())
+        by_picture = _by_key(keys, accuracies)
         results[condition] = {
-            "scores": vqa_scores(accuracies, [question.kind for question in dataset.questions]),
+            "scores": vqa_scores(accuracies, kinds),
             "accuracy_per_picture": {key: sum(found) / len(found) for key, found in by_picture.items()},
             "questions_per_picture": {key: len(found) for key, found in by_picture.items()},
             "answers": _by_key(dataset.keys, answers),
+            "unanswered": len(answers) - len(scored),
         }
     return results
+
+
+def score_notes(result: Mapping[str, Any], task: str) -> list[str]:
+    """What scores do not say by themselves: questions whose answer nobody knows, a metric that cannot see some pictures.
+
+    ``result`` is what :func:`examine_captioner` or :func:`examine_answerer` found under one condition.
+    """
+    if task == "captioning":
+        return list(result.get("hints", ()))
+    unanswered, total = result.get("unanswered", 0), sum(map(len, result["answers"].values()))
+    if not unanswered:
+        return []
+    if unanswered == total:
+        return [f"Not scored: nobody's answer to any of the {total} questions is known."]
+    return [f"Not scored: {unanswered} of the {total} questions, to which nobody's answer is known."]
+
+
+def _accuracy(answer: str, question: Question) -> float:
+    if question.scores:
+        return dict(question.scores).get(answer, 0.0)
+    return soft_accuracy(answer, [question.answer])
 
 
 def _by_key(keys: Sequence[str], values: Sequence[Any]) -> dict[str, list[Any]]:

@@ -11,7 +11,7 @@ from vlkd.data import Corpus, View, VQASet
 from vlkd.data.vqa_v2 import VQAQuestion
 from vlkd.errors import VlkdError
 from vlkd.evaluation.coco import write_captions
-from vlkd.evaluation.evaluate import CONDITIONS, Exam, examine_answerer, examine_captioner
+from vlkd.evaluation.evaluate import CONDITIONS, Exam, examine_answerer, examine_captioner, score_notes
 from vlkd.evaluation.generation import Role
 from vlkd.evaluation.java_metrics import JavaMetrics
 from vlkd.evaluation.vqa_official import write_answers
@@ -60,6 +60,11 @@ def evaluate_model(
         found = (_caption if task == "captioning" else _answer)(model, out, role, view, exam, conditions)
         run.finish(**{task: found}, seconds=time.monotonic() - started)
     return {condition: dict(result["scores"]) for condition, result in run.results()[task].items()}
+
+
+def evaluation_notes(out: Path, task: str) -> list[str]:
+    """:func:`score_notes` of what :func:`evaluate_model` left in ``out``."""
+    return score_notes(Run.open(out).results()[task]["picture"], task)
 
 
 def _caption(model: Path, out: Path, role: Role, view: View, exam: Exam, conditions: Any) -> dict[str, Any]:

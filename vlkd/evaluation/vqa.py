@@ -27,11 +27,13 @@ def soft_accuracy(answer: str, annotators: Sequence[str]) -> float:
 
 
 def vqa_scores(accuracies: Sequence[float], kinds: Sequence[str]) -> dict[str, float]:
-    """Mean accuracy over all questions (``"all"``) and over each kind, kinds in alphabetical order."""
+    """Mean accuracy over all questions (``"all"``) and over each kind, kinds in alphabetical order; empty without questions."""
     if len(accuracies) != len(kinds):
         raise ValueError(f"expected one kind for each of {len(accuracies)} answers, got {len(kinds)}")
+    if not accuracies:
+        return {}
     by_kind: dict[str, list[float]] = {}
     for accuracy, kind in zip(accuracies, kinds, strict=True):
         by_kind.setdefault(kind, []).append(accuracy)
     means: Mapping[str, float] = {kind: sum(v) / len(v) for kind, v in sorted(by_kind.items())}
-    return {ALL: sum(accuracies) / len(accuracies) if accuracies else float("nan"), **means}
+    return {ALL: sum(accuracies) / len(accuracies), **means}

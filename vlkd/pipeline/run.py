@@ -72,6 +72,8 @@ def run_method(
         run = Run.begin(folder, settings, fingerprint)
     data = workshop.data
     tasks = _tasks(data)
+    for note in filter(None, map(data.left_out, tasks if state.is_main_process else ())):
+        Console().print(note, highlight=False)
     plan = plan_method(recipe, folder, tasks, "own" in data.store.views, start)
     rows = candidates(plan.models)
     splits = [split for split in SPLITS if split in data.corpora and all(_has(data, split, task) for task in tasks)]
@@ -86,25 +88,31 @@ def run_method(
     story = report_data(recipe, workshop.prepared, plan.jobs, rows, found, command, repetition)
     page = write_page(folder, story)
     Console().print(terminal_table(story))
+    for hint in story.hints:
+        Console().print(hint, highlight=False)
     if not run.finished:
         write_results(folder, story)
     return page
 
 
 def _tasks(data: StageData) -> tuple[Task, ...]:
-    """What both the training texts and the test texts are for."""
+    """What both the training texts and the test texts are for; questions count where they have answers."""
     if "test" not in data.corpora:
         raise VlkdError(
             "The data have no test split, which all models are compared on: add one with `vlkd data texts … --split test`."
         )
     tasks: list[Task] = [task for task in TASKS if _has(data, "train", task) and _has(data, "test", task)]
     if not tasks:
-        raise VlkdError("The training and the test texts share no task: give both captions, or both questions.")
+        raise VlkdError(
+            "The training and the test texts share no task: give both captions, or both questions with answers."
+        )
     return tuple(tasks)
 
 
 def _has(data: StageData, split: str, task: Task) -> bool:
-    return any(getattr(data.corpora[split], TEXTS[task]))
+    corpus = data.corpora[split]
+    unanswered = corpus.unanswered() if task == "vqa" else 0
+    return sum(map(len, getattr(corpus, TEXTS[task]))) > unanswered
 
 
 def _trainings(plan: Plan) -> list[Work]:

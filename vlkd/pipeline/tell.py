@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlkd.data import VQASet
-from vlkd.evaluation import paired_bootstrap
+from vlkd.evaluation import paired_bootstrap, score_notes
 from vlkd.models import VLForVQA, load_model
 from vlkd.pipeline.examine import Candidate
 from vlkd.pipeline.method import TASKS, Job
@@ -59,7 +59,7 @@ def report_data(
         validation=tuple(_row(row, found["validation"][row.name]) for row in rows if "validation" in found),
         detectors=prepared.ap50,
         test_pictures=len(corpus),
-        test_questions=sum(len(questions) for questions in corpus.questions),
+        test_questions=sum(map(len, corpus.questions)) - corpus.unanswered(),
         seed=recipe.seed,
         test_seen=len(set(corpus.keys) & set(prepared.data.corpora["train"].keys)),
         comparisons=tuple(
@@ -74,6 +74,12 @@ def report_data(
         attention=tuple(_attention(recipe, prepared, rows)),
         unavailable=captioned.get("unavailable", {}),
         tokenisation=captioned.get("tokenisation", ""),
+        hints=tuple(
+            note
+            for task in TASKS
+            if task in test[rows[0].name]
+            for note in score_notes(test[rows[0].name][task]["picture"], task)
+        ),
         settings=recipe.model_dump(),
         versions=versions(),
         command=command,

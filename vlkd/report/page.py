@@ -133,6 +133,7 @@ def _comparison_card(comparison: Comparison) -> str:
 def _results(story: ReportData) -> str:
     absent = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in story.unavailable.items())
     notes = f'<p class="quiet">Caption metrics are pycocoevalcap’s. Tokenisation: {escape(story.tokenisation)}.</p>'
+    notes += "".join(f'<p class="quiet">{escape(hint)}</p>' for hint in story.hints)
     if absent:
         notes += f'<p class="quiet">Not computed:</p><ul class="quiet">{absent}</ul>'
     return (

@@ -110,6 +110,7 @@ class ReportData:
     attention: tuple[AttentionExample, ...] = ()
     unavailable: Mapping[str, str] = field(default_factory=dict)  # metric -> why it is absent
     tokenisation: str = ""  # of the caption metrics
+    hints: tuple[str, ...] = ()  # what the scores do not say by themselves
     settings: Mapping[str, Any] = field(default_factory=dict)  # the resolved recipe
     versions: Mapping[str, str] = field(default_factory=dict)
     command: str = "vlkd demo"  # repeats the run

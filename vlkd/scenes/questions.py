@@ -59,6 +59,7 @@ class Question:
 
     Attributes:
         kind: here "colour", "texture", "size", "object", "count", "existence", "relation" or "comparison".
+        answer: "" where nobody's is known.
         scores: where people disagree, answers and how right each is, from 0 to 1; ``answer`` is then the best one, or "".
         id: the question's number in a data set that numbers them.
     """
@@ -68,6 +69,11 @@ class Question:
     answer: str
     scores: tuple[tuple[str, float], ...] = ()
     id: int | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether it can be learned from and scored: an answer is known, or people's scores are."""
+        return bool(self.answer or self.scores)
 
 
 WORDING = frozenset({"what", "which", "is", "are", "does", "have", "there", "can", "you", "see", "the", "of"})

@@ -20,12 +20,11 @@ from vlkd.data import (
     PretrainingSet,
     RegionStore,
     VQASet,
-    load_tokenizer,
-    save_tokenizer,
-    train_tokenizer,
 )
 from vlkd.data.collate import picture_id
 from vlkd.data.corpus import ANSWERS
+from vlkd.data.derived import Derived, folder_answers, folder_tokenizer
+from vlkd.data.json_rows import first_few
 from vlkd.data.masking import TokenIds
 from vlkd.errors import VlkdError
 from vlkd.recipes import Recipe
@@ -109,26 +108,19 @@ class StageData:
         ``tokenizer/`` beside them is used, or made of the training texts and kept there.
 
         Raises:
-            VlkdError: one of them is missing or damaged.
+            VlkdError: one of them is missing or damaged, texts are about pictures that the store has not, pictures that were held
+                out are in the training texts, or the tokenizer or the answers were made of other texts than these.
         """
         folder = Path(folder)
         store = RegionStore.open(folder / "store")
-        answers = folder / ANSWERS
-        corpora = {path.stem: Corpus.load(path) for path in sorted(folder.glob("*.json")) if path != answers}
+        corpora = {path.stem: Corpus.load(path) for path in sorted(folder.glob("*.json")) if path.name != ANSWERS}
         if "train" not in corpora:
             raise VlkdError(
-                f"'{folder}' has no texts to train on (no train.json): import it with --captions or --questions."
+                f"'{folder}' has no texts to train on (no train.json): add them with `vlkd data texts {folder} --split train`."
             )
-        if not (folder / "tokenizer" / "tokenizer.json").is_file():
-            tokenizer = train_tokenizer(corpora["train"].texts(), recipe.text.vocabulary)
-            save_tokenizer(tokenizer, folder / "tokenizer")
-        return cls(
-            store,
-            corpora,
-            load_tokenizer(folder / "tokenizer"),
-            recipe.seed,
-            AnswerVocabulary.load(answers) if answers.is_file() else None,
-        )
+        _check_corpora(folder, corpora, store)
+        tokenizer = folder_tokenizer(folder, corpora["train"], recipe.text.vocabulary)
+        return cls(store, corpora, tokenizer, recipe.seed, folder_answers(folder, corpora["train"]))
 
     def answer_vocabulary(self) -> AnswerVocabulary:
         """The answers that a VQA model chooses among."""
@@ -137,12 +129,13 @@ class StageData:
     def inputs(self, recipe: Recipe, stage: Stage) -> StageInputs:
         """The training samples of ``stage``: its share of the pictures that have texts for its task.
 
-        Tokenizer, answer vocabulary and fingerprint are those of all the data.
+        Questions without an answer are left out. Tokenizer, answer vocabulary and fingerprint are those of all the data.
 
         Raises:
             VlkdError: no picture has such texts, or the store lacks the regions of the stage's view.
         """
-        corpus = self.corpora["train"].with_texts("questions" if stage.task == "vqa" else "captions").share(stage.share)
+        corpus = self.corpora["train"]
+        corpus = (corpus.with_answers() if stage.task == "vqa" else corpus.with_texts("captions")).share(stage.share)
         common = (corpus, self.store, self.tokenizer, recipe.text, stage.view)
         answers = None
         if stage.task == "vqa":
@@ -160,6 +153,16 @@ class StageData:
             self.fingerprint,
             answers,
             corpus.keys,
+        )
+
+    def left_out(self, task: str) -> str | None:
+        """A sentence about the training questions that ``task`` leaves out; None where there are none."""
+        corpus = self.corpora["train"]
+        count = corpus.unanswered() if task == "vqa" else 0
+        return (
+            f"Not trained on: {count} of {sum(map(len, corpus.questions))} questions, which have no answer."
+            if count
+            else None
         )
 
     def _answers(self, vocabulary: AnswerVocabulary, corpus: Corpus, text: Text) -> Answers:
@@ -186,3 +189,20 @@ class StageData:
             ]
         )
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _check_corpora(folder: Path, corpora: Mapping[str, Corpus], store: RegionStore) -> None:
+    """Whether texts are about pictures of the store, and those held out are out of the training texts."""
+    there = set(store.keys)
+    for name, corpus in corpora.items():
+        if lost := set(corpus.keys) - there:
+            raise VlkdError(
+                f"'{folder / name}.json' has texts of {first_few(lost, len(corpus))} pictures that '{folder / 'store'}' has no regions "
+                "of: extract them, or delete that file and add the texts again."
+            )
+    for name in Derived(folder).held_out:
+        if shared := set(corpora["train"].keys) & set(corpora[name].keys):
+            raise VlkdError(
+                f"'{folder / 'train.json'}' has pictures {first_few(shared, len(corpora[name]))} of '{folder / name}.json', which were "
+                f"held out of it: give `vlkd data split {folder} --name {name}` with the same share again."
+            )

@@ -162,7 +162,10 @@ MISTAKES: dict[Callable[[Path, Sources], None], tuple[str, bool]] = {
     other_count: (r"teacher.feature.tsv', line 2, key '7': 2 regions for the teacher, but 3 for the student", True),
     tags_without_features: (r"student.label.tsv', line 4, key '9999': tags, but no features", False),
     features_without_tags: (r"student.label.tsv' has no tags of picture '101'", True),
-    captions_without_features: (r"train_caption.json': texts of picture '9999', of which there are no features", True),
+    captions_without_features: (
+        r"train_caption.json': no features for 1 of 4 pictures with texts, the first '9999': extract them, or remove",
+        True,
+    ),
     truncated_base64: (r"teacher.feature.tsv', line 2, key '7': broken base64 \(", True),
     truncated_rows: (r"line 2, key '7': 153 bytes of features are no float32 rows of equal length for 3 boxes", True),
     truncated_line: (r"line 3, key '101': expected JSON", True),

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlkd.data.corpus import ANSWERS, AnswerVocabulary, Corpus
-from vlkd.data.json_rows import read_json
+from vlkd.data.corpus import AnswerVocabulary, Corpus
+from vlkd.data.json_rows import first_few, read_json
+from vlkd.data.merging import NewTexts, Tell, add_texts
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.oscar.texts import file_names, read_answers, read_captions, read_questions
-from vlkd.data.tables import read_question_table
-from vlkd.data.vqa_v2 import asked_questions, frequent_answers, read_annotations
+from vlkd.data.tables import TABLES, read_question_table
+from vlkd.data.text_files import short
+from vlkd.data.vqa_v2 import asked_questions, read_annotations
 from vlkd.data.vqa_v2 import read_questions as read_vqa_questions
 from vlkd.errors import VlkdError
+from vlkd.keys import normal_key
 from vlkd.scenes import Question
 
 if TYPE_CHECKING:
@@ -24,95 +27,159 @@ if TYPE_CHECKING:
 
 LEAST = 9  # questions that an answer of VQA v2 must be the most frequent of
 
-Texts = tuple[Corpus | None, AnswerVocabulary | None, dict[str, tuple[str, ...]]]
+Tags = dict[str, tuple[str, ...]]
+Texts = tuple[Corpus | None, AnswerVocabulary | None, Tags]
 
 
-def import_texts(sources: Sources, folder: Path | str, store: RegionStore, *, split: str, least: int = LEAST) -> Corpus:
-    """Write ``folder/<split>.json``, texts about pictures that ``store`` has, and ``folder/answers.json`` if there is none yet.
+def import_texts(
+    sources: Sources,
+    folder: Path | str,
+    store: RegionStore,
+    *,
+    split: str,
+    least: int = LEAST,
+    tell: Tell = lambda _: None,
+) -> Corpus:
+    """Merge texts about pictures that ``store`` has with ``folder/<split>.json``, and write ``folder/answers.json`` where files say
+    which answers there are; returns all texts of the split.
 
     Where the store knows none of the texts' image ids, its pictures go by the file names of COCO's annotations, or by the
     number at the end of their own, as in COCO_train2014_000000391895.
 
+    Args:
+        sources: the files.
+        folder: of the data.
+        store: of the pictures.
+        split: what the texts are for.
+        least: with VQA v2's annotations, how many questions' most frequent answer one of the training questions' must be.
+        tell: as :func:`~vlkd.data.merging.add_texts`.
+
     Raises:
-        VlkdError: there are none, a file is broken, or a picture is not in the store.
+        VlkdError: there are none, a file is broken, a picture is not in the store, or what is there already would be undone.
     """
-    corpus, answers, _ = read_texts(sources, split, least)
+    corpus, answers, _ = read_texts(sources, split)
     if corpus is None:
         raise VlkdError("There are no texts: give --captions, or --questions, or both.")
-    if not set(corpus.keys) & set(store.keys):
-        names = (file_names(sources.captions) if sources.captions is not None else {}) or _numbers(store.keys)
-        corpus = replace(corpus, keys=tuple(names.get(key, key) for key in corpus.keys))
-    check_texts(corpus, store.keys, sources)
-    save_texts(corpus, answers, Path(folder), split)
-    return corpus
+    corpus = matched(corpus, store.keys, sources)
+    tell(f"Texts of {len(corpus)} of the {len(store)} pictures that have regions.")
+    return add_texts(Path(folder), new_texts(corpus, answers, sources, least), tell)
 
 
-def save_texts(corpus: Corpus | None, answers: AnswerVocabulary | None, folder: Path, split: str) -> None:
-    """Write what there is; answers that are there already stay."""
-    if corpus is not None:
-        corpus.save(folder / f"{split}.json")
-    if answers is not None and not (folder / ANSWERS).exists():
-        answers.save(folder / ANSWERS)
+def new_texts(corpus: Corpus, answers: AnswerVocabulary | None, sources: Sources, least: int = LEAST) -> NewTexts:
+    """What :func:`read_texts` found, ready to be added."""
+    counted = sources.annotations is not None and answers is None
+    return NewTexts(corpus, answers, least if counted else None, lines=_is_table(sources.questions))
 
 
-def read_texts(sources: Sources, split: str, least: int = LEAST) -> Texts:
-    """The corpus of captions and questions, the answers, and the tags that stand beside Oscar's questions.
+def read_texts(sources: Sources, split: str) -> Texts:
+    """The corpus of captions and questions, the answers that a file lists, and the tags that stand beside Oscar's questions.
+
+    Keys that differ in their Unicode form alone are one picture's.
 
     Raises:
         VlkdError: a file is broken, or Oscar's questions come without their answers.
     """
     captions = {} if sources.captions is None else read_captions(sources.captions)
-    questions, answers, tags = _questions(sources, least)
-    keys = tuple(dict.fromkeys([*captions, *questions]))
+    questions, answers, tags = _questions(sources)
+    spelled: dict[str, str] = {}
+    of_captions: dict[str, list[str]] = {}
+    of_questions: dict[str, list[Question]] = {}
+    for found, joined in ((captions, of_captions), (questions, of_questions)):
+        for key, texts in found.items():
+            joined.setdefault(spelled.setdefault(normal_key(key), key), []).extend(texts)  # type: ignore[arg-type]
+    keys = tuple(spelled.values())
     if not keys:
         return None, answers, tags
-    of_captions = tuple(tuple(captions.get(key, ())) for key in keys)
-    of_questions = tuple(tuple(questions.get(key, ())) for key in keys)
-    return Corpus(split, keys, of_captions, of_questions), answers, tags
+    return (
+        Corpus(
+            split,
+            keys,
+            tuple(tuple(of_captions.get(key, ())) for key in keys),
+            tuple(tuple(of_questions.get(key, ())) for key in keys),
+        ),
+        answers,
+        tags,
+    )
 
 
-def check_texts(corpus: Corpus, pictures: Iterable[str], sources: Sources) -> None:
-    """Whether every picture that a text is about has features.
+def matched(corpus: Corpus, pictures: Sequence[str], sources: Sources) -> Corpus:
+    """The same texts under the keys that ``pictures`` have.
 
     Raises:
-        VlkdError: some have none.
+        VlkdError: a text is about none of them, or two keys would become one.
     """
-    there = set(pictures)
-    missing = [key for key in corpus.keys if key not in there]
+    spelled = _spelled(pictures)
+    if not any(normal_key(key) in spelled for key in corpus.keys):
+        names = (file_names(sources.captions) if sources.captions is not None else {}) or _numbers(pictures)
+        corpus = _renamed(corpus, {key: names[key] for key in corpus.keys if key in names})
+    missing = [key for key in corpus.keys if normal_key(key) not in spelled]
     if missing:
-        texts = " and ".join(f"'{path}'" for path in (sources.captions, sources.questions) if path is not None)
+        lost = corpus.only(row for row, key in enumerate(corpus.keys) if normal_key(key) not in spelled)
+        in_files = (sources.captions, any(lost.captions)), (sources.questions, any(lost.questions))
+        texts = " and ".join(f"'{path}'" for path, there in in_files if there)
         raise VlkdError(
-            f"{texts}: no features for {len(missing)} of {len(corpus)} pictures with texts, the first '{missing[0]}': extract "
+            f"{texts}: no features for {len(missing)} of {len(corpus)} pictures with texts, the first {short(missing[0])}: extract "
             "them, or remove these texts."
         )
+    there = set(pictures)
+    return _renamed(corpus, {key: spelled[normal_key(key)] for key in corpus.keys if key not in there})
 
 
-def _questions(
-    sources: Sources, least: int
-) -> tuple[dict[str, list[Question]], AnswerVocabulary | None, dict[str, tuple[str, ...]]]:
+def _renamed(corpus: Corpus, names: dict[str, str]) -> Corpus:
+    keys = tuple(names.get(key, key) for key in corpus.keys)
+    twice = {key for key, count in Counter(keys).items() if count > 1}
+    if twice:
+        raise VlkdError(
+            f"Texts of several image ids are about one picture: {first_few(twice, len(keys))}; one id is one picture's."
+        )
+    return replace(corpus, keys=keys)
+
+
+def _spelled(pictures: Iterable[str]) -> dict[str, str]:
+    """Normal key -> the key that a picture has.
+
+    Raises:
+        VlkdError: two pictures' keys differ in their Unicode form alone.
+    """
+    spelled: dict[str, str] = {}
+    for key in pictures:
+        if spelled.setdefault(normal_key(key), key) != key:
+            raise VlkdError(
+                f"Two pictures are called '{key}' and differ in their Unicode form alone: rename one of them."
+            )
+    return spelled
+
+
+def _is_table(path: Path | None) -> bool:
+    return path is not None and path.suffix.lower() in (*TABLES, ".tsv")
+
+
+def _questions(sources: Sources) -> tuple[dict[str, list[Question]], AnswerVocabulary | None, Tags]:
     answers = None if sources.answers is None else AnswerVocabulary(read_answers(sources.answers))
     path = sources.questions
     if path is None:
         if answers is not None or sources.annotations is not None:
             raise VlkdError("There are answers, but no questions: give --questions too.")
         return {}, None, {}
-    if path.suffix == ".csv":
-        return read_question_table(path), answers, {}
-    if isinstance(read_json(path, "questions"), dict):  # VQA v2's own; a list is Oscar's
-        annotations = {} if sources.annotations is None else read_annotations(sources.annotations)
-        questions = asked_questions(read_vqa_questions(path), annotations)
-        if answers is None and annotations:
-            answers = frequent_answers(annotations, least)
-            if not len(answers):
-                raise VlkdError(
-                    f"No answer in '{sources.annotations}' is the most frequent one of {least} questions: take less with "
-                    "--least-answers."
-                )
+    if _is_table(path):
+        if sources.annotations is not None:
+            raise VlkdError(f"'{path}' has its answers beside the questions: leave --annotations out.")
+        questions = read_question_table(path)
+        if not questions:
+            raise VlkdError(f"'{path}' holds no question, but at least one is expected.")
         return questions, answers, {}
+    if isinstance(read_json(path, "questions"), dict):  # VQA v2's own; a list is Oscar's
+        annotations = None if sources.annotations is None else read_annotations(sources.annotations)
+        asked = read_vqa_questions(path)
+        if not asked:
+            raise VlkdError(f"'{path}' holds no question, but at least one is expected.")
+        return asked_questions(asked, annotations), answers, {}
     if answers is None:
         raise VlkdError(
             f"'{path}' has numbers for answers: give --answers too (trainval_ans2label.pkl, or the same as JSON)."
         )
+    if sources.annotations is not None:
+        raise VlkdError(f"'{path}' has its answers beside the questions: leave --annotations out.")
     questions, tags = read_questions(path, list(answers.answers))
     return questions, answers, tags
 

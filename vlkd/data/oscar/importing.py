@@ -12,7 +12,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from vlkd.data.corpus import AnswerVocabulary, Corpus
-from vlkd.data.oscar.corpora import check_texts, read_texts, save_texts
+from vlkd.data.merging import Tell, add_texts
+from vlkd.data.oscar.corpora import LEAST, matched, new_texts, read_texts
 from vlkd.data.oscar.sources import Pictures, Sources
 from vlkd.data.store import FeatureType, RegionStore, finish_store, part_name, unfinished_folder, write_part
 from vlkd.errors import VlkdError
@@ -39,7 +40,14 @@ class Imported:
 
 
 def import_oscar(
-    sources: Sources, folder: Path | str, *, split: str = "train", dtype: FeatureType = "float16", jobs: int = 1
+    sources: Sources,
+    folder: Path | str,
+    *,
+    split: str = "train",
+    dtype: FeatureType = "float16",
+    jobs: int = 1,
+    least: int = LEAST,
+    tell: Tell = lambda _: None,
 ) -> Imported:
     """Write ``folder/store``, ``folder/<split>.json`` and ``folder/answers.json``.
 
@@ -51,6 +59,7 @@ def import_oscar(
         split: the corpus's name.
         dtype: of the features in the store.
         jobs: processes that read side by side.
+        least, tell: as :func:`~vlkd.data.oscar.corpora.import_texts`.
 
     Raises:
         VlkdError: a file is broken or does not belong to the others, with file, line and key; or ``folder`` holds a finished
@@ -61,7 +70,7 @@ def import_oscar(
     corpus, answers, tags = read_texts(sources, split)
     pictures = Pictures(sources, tags)
     if corpus is not None:
-        check_texts(corpus, pictures.keys, sources)
+        corpus = matched(corpus, pictures.keys, sources)
     fingerprint = _fingerprint(sources, dtype)
     parts = unfinished_folder(folder / "store")
     _begin(parts, fingerprint, folder)
@@ -81,9 +90,11 @@ def import_oscar(
         records = (pictures.record(pictures.keys[row]) for row in track(rows, "pictures"))
         for number, block in missing:
             write_part(parts / part_name(number), islice(records, len(block)), dtype)
+    if corpus is not None:  # before the store, whose being there says that nothing is left to do
+        tell(f"Texts of {len(corpus)} of the {len(pictures.keys)} pictures that have regions.")
+        corpus = add_texts(folder, new_texts(corpus, answers, sources, least), tell)
     (parts / _OF).unlink()
     store = finish_store(folder / "store", fingerprint)
-    save_texts(corpus, answers, folder, split)
     return Imported(store, corpus, answers)
 
 

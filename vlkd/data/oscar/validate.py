@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlkd.data.oscar.corpora import read_texts
+from vlkd.data.json_rows import first_few
+from vlkd.data.merging import check_new
+from vlkd.data.oscar.corpora import LEAST, matched, new_texts, read_texts
 from vlkd.data.oscar.features import FeatureFile, open_features
 from vlkd.data.oscar.sources import Sources, differing_box, lacking
 from vlkd.data.oscar.tags import TagFile
@@ -28,13 +30,21 @@ class Finding:
     fatal: bool = True
 
 
-def validate(sources: Sources) -> Iterator[Finding]:
+def validate(
+    sources: Sources, pictures: Sequence[str] | None = None, *, split: str = "train", least: int = LEAST
+) -> Iterator[Finding]:
     """Go through all files, every row of them.
+
+    Args:
+        sources: the files; texts alone will do.
+        pictures: the keys that texts without features must be about, where they are known.
+        split, least: as :func:`~vlkd.data.oscar.corpora.import_texts`.
 
     Raises:
         VlkdError: files that belong together are not all given.
     """
-    sources = sources.resolved()
+    if any((sources.student, sources.teacher, sources.own)) or not (sources.captions or sources.questions):
+        sources = sources.resolved()
     yield from _indices(sources)
     files: dict[str, FeatureFile] = {}
     for name in ("student", "teacher", "own"):
@@ -46,13 +56,14 @@ def validate(sources: Sources) -> Iterator[Finding]:
         except VlkdError as error:
             yield Finding(str(error))
     if not files:
+        yield from _texts(sources, pictures, split, least)
         return
     yield from _keys(list(files.values()))
     for path, side in ((sources.tags, "student"), (sources.own_tags, "own")):
         if path is not None and side in files:
             yield from _tags(path, files[side])
     yield from _rows(files)
-    yield from _texts(sources, files)
+    yield from _texts(sources, next(iter(files.values())).keys, split, least)
 
 
 def _indices(sources: Sources) -> Iterator[Finding]:
@@ -138,16 +149,35 @@ def _rows(files: dict[str, FeatureFile]) -> Iterator[Finding]:
                 yield Finding(f"{files['teacher'].place(key)}: {difference}.")
 
 
-def _texts(sources: Sources, files: dict[str, FeatureFile]) -> Iterator[Finding]:
+def _texts(sources: Sources, keys: Sequence[str] | None, split: str, least: int) -> Iterator[Finding]:
+    """What an import of the texts says, of captions and of questions; ``keys`` are the pictures, where they are known."""
+    nothing = Sources()
+    parts = (
+        replace(nothing, captions=sources.captions),
+        replace(nothing, questions=sources.questions, answers=sources.answers, annotations=sources.annotations),
+    )
+    sound = True
+    for part in parts:
+        try:
+            corpus, answers, _ = read_texts(part, split)
+            if corpus is not None:
+                check_new(new_texts(corpus, answers, part, least))
+        except VlkdError as error:
+            sound = False
+            yield Finding(str(error))
+    if not sound or keys is None:
+        return
     try:
-        corpus, _, _ = read_texts(sources, "")
+        corpus, _, _ = read_texts(sources, split)
+        corpus = None if corpus is None else matched(corpus, keys, sources)
     except VlkdError as error:
         yield Finding(str(error))
         return
-    first = next(iter(files.values()))
-    path = sources.captions or sources.questions
-    for key in () if corpus is None else corpus.keys:
-        if key not in first:
-            yield Finding(
-                f"'{path}': texts of picture '{key}', of which there are no features: extract it, or remove them."
-            )
+    if corpus is not None and len(corpus) < len(keys):
+        texts = " and ".join(f"'{path}'" for path in (sources.captions, sources.questions) if path is not None)
+        yield Finding(
+            f"{texts}: no texts of {first_few(set(keys) - set(corpus.keys), len(keys))} pictures.", fatal=False
+        )
+    if corpus is not None and (count := corpus.unanswered()):
+        total = sum(map(len, corpus.questions))
+        yield Finding(f"'{sources.questions}': {count} of {total} questions have no answer.", fatal=False)
