@@ -140,4 +140,4 @@ def _resources(content: bytes) -> tuple[int, int]:
 
 def _machine_code(content: bytes) -> str:
     with _cubin(content) as path:
-        return tool("nvdisasm", path)
+        return tool("nvdisasm", "--print-code", "--no-dataflow", path)

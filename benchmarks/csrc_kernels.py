@@ -36,12 +36,12 @@ def _matrix_instructions(library: Path) -> dict[tuple[str, str], list[str]]:
     found: dict[tuple[str, str], set[str]] = {}
     architecture = symbol = ""
     for line in tool("cuobjdump", "--dump-sass", str(library)).splitlines():
-        if match := re.search(r"^arch = (sm_\w+)", line):
-            architecture = match[1]
-        elif match := re.search(r"Function : (\S+)", line):
-            symbol = match[1]
-        elif match := re.search(r"\b(\w*MMA\.[\w.]+)", line):
-            found.setdefault((symbol, architecture), set()).add(match[1])
+        if line.startswith("arch = "):
+            architecture = line.split()[2]
+        elif "Function : " in line:
+            symbol = line.split()[2]
+        elif "MMA." in line:
+            found.setdefault((symbol, architecture), set()).update(re.findall(r"\b(\w*MMA\.[\w.]+)", line))
     symbols = sorted({symbol for symbol, _ in found})
     names = subprocess.run(["c++filt", *symbols], check=True, capture_output=True, text=True).stdout.splitlines()
     plain = {s: name.split("(")[0].removeprefix("void ") for s, name in zip(symbols, names, strict=True)}

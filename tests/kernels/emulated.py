@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_once import made_once
 from torch import Tensor
 
 from vlkd_kernels import available_backends
@@ -18,7 +19,7 @@ ELEMENTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.u
 POINTER = ctypes.c_void_p
 
 
-def library(op: str, where: str, directory: Path) -> ctypes.CDLL | None:
+def library(op: str, where: str, factory: pytest.TempPathFactory) -> ctypes.CDLL | None:
     """The emulation of an op's kernels, or None where `where` is "gpu", for the GPU's operator; skips what cannot run."""
     if where == "gpu":
         if "cuda" not in available_backends(op, device="cuda", dtype=torch.bfloat16):
@@ -26,12 +27,11 @@ def library(op: str, where: str, directory: Path) -> ctypes.CDLL | None:
         return None
     if shutil.which("g++") is None:
         pytest.skip("there is no g++")
-    built = directory / f"{op}.so"
     include = Path(torch.__file__).parent / "include"
     # For this processor, so that products and sums are fused where it can, as nvcc does.
     flags = ["-std=c++20", "-O2", "-march=native", "-fno-strict-aliasing", "-shared", "-fPIC", f"-I{include}"]
-    subprocess.run(["g++", *flags, "-o", built, _HERE / "emulation" / f"{op}.cpp"], check=True)
-    return ctypes.CDLL(str(built))
+    command = ["g++", *flags, str(_HERE / "emulation" / f"{op}.cpp"), "-o"]
+    return ctypes.CDLL(str(made_once(factory, f"{op}.so", lambda built: subprocess.run([*command, built], check=True))))
 
 
 def moved(x: Tensor, device: str) -> Tensor:

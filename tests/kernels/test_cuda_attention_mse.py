@@ -51,7 +51,7 @@ class Problem(ctypes.Structure):
 @pytest.fixture(scope="module", params=["emulated", "gpu"])
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL | None:
     """The emulation's library, or None for the GPU's operator."""
-    return library("attention_mse", request.param, tmp_path_factory.mktemp("emulation"))
+    return library("attention_mse", request.param, tmp_path_factory)
 
 
 def head_input(x: Tensor, dtype: torch.dtype) -> Input:

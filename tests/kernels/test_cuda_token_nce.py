@@ -52,7 +52,7 @@ class Problem(ctypes.Structure):
 @pytest.fixture(scope="module", params=["emulated", "gpu"])
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL | None:
     """The emulation's library, or None for the GPU's operator."""
-    return library("token_nce", request.param, tmp_path_factory.mktemp("emulation"))
+    return library("token_nce", request.param, tmp_path_factory)
 
 
 def in_place(x: Tensor, dtype: torch.dtype) -> bool:

@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 
+import fresh_process
 import pytest
 import torch
 import torch.distributed as dist
@@ -46,7 +47,9 @@ def test_every_process_has_the_queue_that_one_would_have(processes: int, tmp_pat
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(process, (port, processes, tmp_path), nprocs=processes)
+    started = [fresh_process.start(process, rank, port, processes, tmp_path) for rank in range(processes)]
+    for finished in [one.end() for one in started]:
+        assert finished.returncode == 0, finished.stderr
     for dtype in DTYPES:
         normalize = dtype == torch.float8_e4m3fn  # whose scales also say that a row has length 1
         alone = RingQueue(WIDTH, SIZE, dtype=dtype, normalize=normalize)

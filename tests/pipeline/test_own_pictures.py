@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh_process
 import numpy as np
 import pytest
 import torch
@@ -35,26 +34,6 @@ CPU = torch.device("cpu")
 CLASS_NAMES = ("cat", UNNAMED, "dog")
 PART = 3
 Small = tuple[TwoStageDetector, TwoStageDetector]
-
-# A process of its own: argv are the pictures, the folder of the store, and the part before whose last step it dies.
-PROCESS = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from vlkd.pipeline.own_pictures import extract_pictures
-from vlkd.pipeline.shards import Shard
-from vlkd.pipeline.two_detectors import TwoDetectors
-from vlkd.regions.zoo import load_detector
-torch.set_num_threads(1)
-rename = Path.rename
-def rename_or_die(path, target):
-    if Path(target).name == sys.argv[3]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rename(path, target)
-Path.rename = rename_or_die
-pair = TwoDetectors(load_detector("demo-student"), load_detector("demo-teacher"), device=torch.device("cpu"))
-extract_pictures(Path(sys.argv[1]), Path(sys.argv[2]), pair, shard=Shard.from_environment(), pictures_a_part=3)
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,9 +101,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def start(images: Path, out: Path, *, killed_at: str = "", **environment: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", PROCESS, str(images), str(out), killed_at]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+def process(images: Path, out: Path, killed_at: str = "") -> None:
+    """Extracts in a process of its own, which dies before the last step of a part."""
+    torch.set_num_threads(1)
+    rename = Path.rename
+
+    def rename_or_die(path: Path, target: Path) -> Path:
+        if Path(target).name == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(path, target)
+
+    Path.rename = rename_or_die
+    extract_pictures(images, out, demo(), shard=Shard.from_environment(), pictures_a_part=PART)
 
 
 def refuses(match: str, call, *arguments, **options) -> None:
@@ -301,12 +289,11 @@ def test_broken_and_odd_files(tmp_path: Path, scenes: list[Picture], small: Smal
 
 def test_a_killed_process_loses_and_doubles_nothing(images: Path, whole: Extracted, tmp_path: Path) -> None:
     """Killed with the second part written and not yet in its place."""
-    process = start(images, tmp_path, killed_at="part-00001.arrow")
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    killed = fresh_process.start(process, images, tmp_path, "part-00001.arrow")
+    assert killed.end().returncode == -signal.SIGKILL
     parts = tmp_path / ".store.unfinished"
     left = [path.name for path in sorted(parts.iterdir())]
-    assert left == [f".part-00001.arrow.{process.pid}", "part-00000.arrow"]
+    assert left == [f".part-00001.arrow.{killed.process.pid}", "part-00000.arrow"]
     first = (parts / "part-00000.arrow").stat().st_mtime_ns
     other = demo(score_threshold=0.4)
     refuses("threshold = 0.2, but this one has 0.4", extract_pictures, images, tmp_path, other, pictures_a_part=PART)
@@ -334,10 +321,10 @@ def test_stopped_while_it_finishes(
 
 
 def test_two_processes_write_the_bytes_of_one(images: Path, whole: Extracted, tmp_path: Path) -> None:
-    processes = [start(images, tmp_path, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    environments = [{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} for rank in range(2)]
+    for started in [fresh_process.start(process, images, tmp_path, **environment) for environment in environments]:
+        finished = started.end()
+        assert finished.returncode == 0, finished.stderr
     assert contents(tmp_path) == contents(whole.store.folder.parent)
 
 

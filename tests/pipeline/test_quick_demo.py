@@ -5,9 +5,9 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
+import time
 
+import fresh_process
 import pytest
 
 from vlkd.evaluation.seeds import Estimate
@@ -26,6 +26,13 @@ def results(quick_run):
 def test_it_takes_two_minutes_of_two_cores_at_most(quick_run):
     """Processor time, so that a busy machine does not decide."""
     assert quick_run.processor_seconds <= 2 * 120
+
+
+def test_it_warns_of_nothing(quick_run):
+    """Neither Python nor a library tells the newcomer about code that is not theirs."""
+    assert [
+        line for line in quick_run.errors.splitlines() if "warn" in line.lower() or "deprecat" in line.lower()
+    ] == []
 
 
 def test_every_model_is_scored_on_both_tasks_under_every_condition(results):
@@ -86,30 +93,29 @@ def test_what_several_trainings_gave_is_told_where_it_is_known(quick_run, monkey
 
 
 def test_a_run_that_is_stopped_says_how_to_go_on(tmp_path):
-    command = [sys.executable, "-m", "vlkd.cli", "demo", "--quick", "--out", str(tmp_path / "run")]
+    small = ("world.train=16", "world.validation=4", "world.test=4")
     endless = "schedules.teacher.steps=100000"
-    started = subprocess.Popen(
-        [*command, endless], stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_hear_interrupts
-    )
-    assert started.stderr is not None
-    seen = ""
-    while "student/pretrain" not in seen:  # the teacher is being trained meanwhile
-        seen = started.stderr.readline()
-        assert seen, "ended before it was stopped"
-    os.killpg(started.pid, signal.SIGINT)  # as Ctrl-C does, to all processes of the terminal
+    command = ("demo", "--quick", "--out", str(tmp_path / "run"), *small, endless)
+    started = fresh_process.start(_in_a_terminal, *command)
+    while "student/pretrain" not in started.stderr:  # the teacher is being trained meanwhile
+        assert started.process.is_alive(), "ended before it was stopped"
+        time.sleep(0.1)
+    os.killpg(started.process.pid, signal.SIGINT)  # as Ctrl-C does, to all processes of the terminal
     try:
-        rest = started.communicate(timeout=60)[1]
-    except subprocess.TimeoutExpired:
-        os.killpg(started.pid, signal.SIGKILL)
+        stopped = started.end(timeout=60)
+    except TimeoutError:
+        os.killpg(started.process.pid, signal.SIGKILL)
         raise
-    assert started.returncode == 130
-    assert "vlkd: stopped; the same command takes up where it was." in rest
-    assert "Traceback" not in rest
+    assert stopped.returncode == 130
+    assert "vlkd: stopped; the same command takes up where it was." in stopped.stderr
+    assert "Traceback" not in stopped.stderr
 
 
-def _hear_interrupts() -> None:
-    """Tests that a shell started in the background ignore them, and so would what they start."""
+def _in_a_terminal(*arguments: str) -> None:
+    """With interrupts, which tests that a shell started in the background ignore, and so would what they start."""
+    os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    fresh_process.vlkd(*arguments)
 
 
 def test_another_recipe_in_the_same_folder_is_refused(quick_run, vlkd):

@@ -1,4 +1,4 @@
-"""Distils a hand-made student in a process that may be told to die: ``killed_run.py FOLDER TEACHER [STEP RANK]``.
+"""Distils a hand-made student in a process that may be told to die: ``killed_run.py FOLDER TEACHER [STEP RANK]``, or ``main``.
 
 With a step, the process of that rank kills itself (SIGKILL: nothing is cleaned up, no handler runs) in the backward of that
 step's first micro-batch. The others notice in their next collective, or are ended by the launcher.
@@ -38,10 +38,15 @@ def die_in(step: int, rank: int) -> None:
     MethodTrainer.training_step = deadly
 
 
-if __name__ == "__main__":
+def main(folder: Path, teacher: Path, *death: int) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
-    if len(sys.argv) > 3:
-        die_in(int(sys.argv[3]), int(sys.argv[4]))
-    distil(Path(sys.argv[1]), Path(sys.argv[2]))
+    if death:
+        die_in(*death)
+    distil(folder, teacher)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

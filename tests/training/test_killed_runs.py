@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import fresh_process
+import killed_run
 import pytest
 import torch
 import torch.distributed as dist
+from fresh_process import Finished
 from safetensors.torch import load_file
-
-SCRIPT = Path(__file__).with_name("killed_run.py")
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+from torch.distributed import run as torchrun
 
 # A step and who dies in it: before any checkpoint, right behind one, and between one and the end.
 ALONE = [2, 4, 8]
 
 
-def _start(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    command = [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)]
-    path = os.pathsep.join((str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")))
-    return subprocess.Popen(
-        command, env=os.environ | ENVIRONMENT | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+def _together(*arguments: object) -> list[Finished]:
+    """What became of two processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        together = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    started = [fresh_process.start(killed_run.main, *arguments, **together, **rank) for rank in ranks]
+    return [process.end() for process in started]
 
 
-def _end(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=300)
-    return process.returncode, errors.decode()
+def _under_torchrun(*arguments: object) -> Finished:
+    """Forks are safe there: in its place stands a process without threads."""
+    launcher = ("--standalone", "--nproc-per-node=2", "--start-method=fork", "--run-path", killed_run.__file__)
+    return fresh_process.start(torchrun.main, [*launcher, *map(str, arguments)]).end()
 
 
 def _metrics(folder: Path) -> list[dict[str, float]]:
@@ -65,27 +66,24 @@ def _checkpoints(folder: Path) -> list[str]:
 def test_a_killed_process_resumes_to_the_same_bits(teacher_of: Callable[[str], Path], tmp_path: Path) -> None:
     """One run is killed three times over: each resumption is killed further on, the last one is left in peace."""
     teacher, killed = teacher_of("pretraining"), tmp_path / "killed"
-    whole = _start(tmp_path / "whole", teacher)
     for step, checkpoints in zip(ALONE, ([], ["checkpoint-3"], ["checkpoint-6"]), strict=True):
-        code, errors = _end(_start(killed, teacher, step, 0))
-        assert code == -signal.SIGKILL, errors
+        finished = fresh_process.start(killed_run.main, killed, teacher, step, 0).end()
+        assert finished.returncode == -signal.SIGKILL, finished.stderr
         assert _checkpoints(killed) == checkpoints and not (killed / "results.json").exists()
-    for process in (whole, _start(killed, teacher)):
-        code, errors = _end(process)
-        assert code == 0, errors
+    for folder in (tmp_path / "whole", killed):
+        finished = fresh_process.start(killed_run.main, folder, teacher).end()
+        assert finished.returncode == 0, finished.stderr
     _assert_same_run(tmp_path / "whole", killed)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 def test_one_of_two_processes_is_killed_and_both_resume_to_the_same_bits(
     teacher_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     teacher, killed = teacher_of("pretraining"), tmp_path / "killed"
-    code, errors = _end(_start(killed, teacher, 5, 1, launcher=LAUNCHER))
-    assert code != 0 and "SIGKILL" in errors, errors
+    survivor, dead = _together(killed, teacher, 5, 1)
+    assert dead.returncode == -signal.SIGKILL and survivor.returncode > 0, dead.stderr + survivor.stderr
     assert _checkpoints(killed) == ["checkpoint-3"] and not (killed / "results.json").exists()
-    for folder in (tmp_path / "whole", killed):
-        code, errors = _end(_start(folder, teacher, launcher=LAUNCHER))
-        assert code == 0, errors
+    for finished in (_under_torchrun(tmp_path / "whole", teacher), *_together(killed, teacher)):
+        assert finished.returncode == 0, finished.stderr
     _assert_same_run(tmp_path / "whole", killed)

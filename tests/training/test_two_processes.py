@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import fresh_process
 import pytest
 import torch
 import torch.distributed as dist
@@ -95,7 +96,10 @@ def test_two_processes_train_what_one_trains(sharded: bool, teacher_of: Callable
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        torch.multiprocessing.spawn(_process, (port, tmp_path / "two", teacher, sharded, interrupted), nprocs=2)
+        arguments = (port, tmp_path / "two", teacher, sharded, interrupted)
+        processes = [fresh_process.start(_process, rank, *arguments) for rank in range(2)]
+        for finished in [process.end() for process in processes]:
+            assert finished.returncode == 0, finished.stderr
     _distil(tmp_path / "one", teacher)
 
     one, two = _metrics(tmp_path / "one"), _metrics(tmp_path / "two")

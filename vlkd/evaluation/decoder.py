@@ -10,12 +10,18 @@ D hidden width, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.models.bert.modeling_bert import BertEncoder
 
 from vlkd.data import Batch
 from vlkd.models import VLForCaptioning
+
+# The encoder's argument for cached keys and values: `cache`, which transformers before 5.24 called `past_key_values`.
+_CACHE = "cache" if "cache" in inspect.signature(BertEncoder.forward).parameters else "past_key_values"
 
 
 class CachedDecoder:
@@ -57,7 +63,7 @@ class CachedDecoder:
         )
         context = torch.cat([tags, bert.region_embeddings(batch["regions"])], dim=1)  # [P, C, D]
         seen = self._visible[:, None, :] | torch.eye(context.shape[1], dtype=torch.bool, device=context.device)
-        bert.encoder(context, attention_mask=_bias(seen, context.dtype), past_key_values=self._cache)
+        bert.encoder(context, attention_mask=_bias(seen, context.dtype), **{_CACHE: self._cache})
 
     def __call__(self, tokens: Tensor, pictures: Tensor, parents: Tensor) -> Tensor:
         """``tokens`` [N, t], ``pictures`` [N], ``parents`` [N] -> log probabilities [N, V], fp32."""
@@ -68,7 +74,7 @@ class CachedDecoder:
         positions = torch.arange(length, length + 2, device=tokens.device).expand(count, 2)
         states = bert.embeddings(pair, token_type_ids=torch.zeros_like(pair), position_ids=positions)
         hidden = bert.encoder(
-            states, attention_mask=self._step_bias(pictures, length, states.dtype), past_key_values=self._cache
+            states, attention_mask=self._step_bias(pictures, length, states.dtype), **{_CACHE: self._cache}
         ).last_hidden_state  # [N, 2, D]
         self._cache.crop(-1)
         logits = self._model.cls.predictions(hidden[:, 1]).float()  # [N, V]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -98,11 +99,20 @@ def few_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _context() -> Any:
+    """Starts processes that take over none of this one's threads, on Linux without importing everything in each of them."""
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["vlkd.pipeline"])
+    return context
+
+
 class _Crew:
     """Processes that take one work after another."""
 
     def __init__(self, workshop: Workshop, workers: int) -> None:
-        context = get_context("spawn")  # a fork would take over threads that do not run in it
+        context = _context()
         self._processes = {}
         for _ in range(workers):
             ours, theirs = context.Pipe()
