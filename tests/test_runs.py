@@ -26,7 +26,7 @@ def test_the_same_settings_resume_and_a_finished_run_says_so(tmp_path):
     run.finish(cider=1.5)
     again = Run.begin(tmp_path, SETTINGS)
     assert again.finished
-    assert again.results() == {"cider": 1.5}
+    assert again.results()["cider"] == 1.5
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,70 @@ def test_other_settings_are_refused_with_the_first_key_that_differs(tmp_path, ch
     with pytest.raises(VlkdError, match=rf"{key} = {old}, but this one has {key} = {new}"):
         Run.begin(tmp_path, {**SETTINGS, **change}, fingerprint)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "left", [["versions.json"], [".settings.yaml.0a1b2c3d", "versions.json"], ["lost+found/"], [".lock"]]
+)
+def test_a_kill_between_two_writes_and_a_new_disk_leave_a_folder_that_can_be_begun(tmp_path, left):
+    for name in left:
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("half")
+    run = Run.begin(tmp_path, SETTINGS)
+    assert run.settings()["seed"] == 0 and json.loads((tmp_path / "versions.json").read_text())["python"]
+
+
+def test_what_changes_no_number_may_differ_and_is_recorded(tmp_path):
+    first = {"schedule": {"steps": 4, "save_every": 100}, "schedules": {"student": {"save_every": 1}}}
+    other = {"schedule": {"steps": 4, "save_every": 2, "log_every": 5}, "schedules": {"student": {"save_every": 3}}}
+    Run.begin(tmp_path, first)
+    with pytest.raises(VlkdError, match=r"schedule\.save_every = 100, but this one has schedule\.save_every = 2"):
+        Run.begin(tmp_path, other)
+    free = ("save_every", "log_every")
+    with pytest.raises(VlkdError, match=r"schedule\.steps = 4"):
+        Run.begin(tmp_path, {**other, "schedule": {"steps": 5}}, free=free)
+    assert Run.begin(tmp_path, first).settings()["schedule"]["save_every"] == 100
+    run = Run.begin(tmp_path, other, free=free)
+    assert run.settings() == {**other, "data_fingerprint": ""}
+    run.finish()
+    Run.begin(tmp_path, first, free=free)
+    assert run.settings()["schedule"]["save_every"] == 2  # of a finished run, what it was finished with
+
+
+def test_seconds_are_those_of_all_sessions(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("vlkd.runs.time.monotonic", lambda: now[0])
+    run = Run.begin(tmp_path, SETTINGS)
+    run.note_time(at_once=True)
+    now[0] += 60
+    run.note_time()
+    now[0] += 0.5
+    run.note_time()  # not a second later: it is killed here, and what came after 60 is not known
+    now[0] = 5000.0
+    run = Run.begin(tmp_path, SETTINGS)
+    now[0] += 10
+    assert (run.seconds, run.sessions) == (70.0, 2)
+    run.finish(cider=1.0)
+    assert run.results() == {"cider": 1.0, "seconds": 70.0, "sessions": 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "settings.yaml", "versions.json"]
+
+
+def test_a_time_that_a_power_cut_emptied_is_counted_anew(tmp_path):
+    Run.begin(tmp_path, SETTINGS).note_time(at_once=True)
+    (tmp_path / "time.json").write_text("")
+    assert Run.begin(tmp_path, SETTINGS).sessions == 1
+
+
+def test_a_file_that_cannot_be_written_is_named_itself(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vlkd.runs.os.fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "a.json", "{}")
+    assert caught.value.filename == str(tmp_path / "a.json") and not any(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomically(tmp_path / "nowhere" / "a.json", "{}")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "a.json")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # In the order in which data flows: each part may import itself and those before it.
 ORDER = [
-    "errors", "lazy", "keys", "progress", "runs", "recipes", "scenes", "regions", "data", "models", "objectives", "training",
+    "errors", "lazy", "keys", "progress", "locks", "runs", "disk", "recipes", "scenes", "regions", "data", "models", "objectives", "training",
     "evaluation", "report", "pipeline", "study", "doctor", "cli",
 ]  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Run folders: what makes a run resumable, repeatable and never overwritten.
 
-A folder holds ``settings.yaml`` (the resolved settings), ``versions.json`` (what ran it), and, once the run has
-finished, ``results.json``. An unfinished folder of the same settings resumes; a finished one is left as it is; a folder of
-other settings is refused. Whatever is written appears whole or not at all.
+A folder holds ``settings.yaml`` (the resolved settings), ``versions.json`` (what ran it), ``time.json`` while it is not finished
+(how long it has been worked on), and, once it is, ``results.json``. An unfinished folder of the same settings resumes; a
+finished one is left as it is; a folder of other settings is refused. Whatever is written appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,42 +25,64 @@ from vlkd.errors import VlkdError
 _SETTINGS = "settings.yaml"
 _VERSIONS = "versions.json"
 _RESULTS = "results.json"
+_TIME = "time.json"
+_LOST = "lost+found"  # of a new disk
+_TIME_EVERY = 1.0  # seconds between two writes of it
 _FINGERPRINT = "data_fingerprint"
 _RECORDED_PACKAGES = ("vlkd", "torch", "torchvision", "transformers", "accelerate", "pyarrow", "tokenizers", "numpy")
 
 
 class Run:
-    """One stage's folder. Use :meth:`begin`, do the work unless :attr:`finished`, then :meth:`finish`."""
+    """One stage's folder. Use :meth:`begin`, do the work unless :attr:`finished`, then :meth:`finish`.
+
+    Attributes:
+        folder: of the run.
+        sessions: how many times it was begun and taken up, this one counted.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.sessions = 1
+        self._before = 0.0  # seconds of earlier sessions
+        self._began = self._noted = time.monotonic()
 
     @classmethod
-    def begin(cls, folder: Path | str, settings: Mapping[str, Any], fingerprint: str = "") -> Run:
-        """Create the folder, or take up the one that is there.
+    def begin(
+        cls, folder: Path | str, settings: Mapping[str, Any], fingerprint: str = "", free: Collection[str] = ()
+    ) -> Run:
+        """Create the folder, or take up the one that is there. Hidden files in it do not count.
 
-        ``settings`` is the resolved recipe of the stage: plain values that YAML can hold. ``fingerprint`` names
-        the data the stage reads, so that a run on other data is another run.
+        Args:
+            settings: the resolved recipe of the stage: plain values that YAML can hold.
+            fingerprint: names the data the stage reads, so that a run on other data is another run.
+            free: last parts of the keys that may differ, because no number depends on them; what an unfinished run has been given
+                last is recorded.
 
         Raises:
             VlkdError: the folder holds a run of other settings (the first key that differs is named), or something
                 that is no run.
+            OSError: it cannot be written.
         """
         run = cls(Path(folder))
         wanted = {**json.loads(json.dumps(settings)), _FINGERPRINT: fingerprint}
-        if not run.folder.exists() or not any(run.folder.iterdir()):
-            run.folder.mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        there = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
+        if there <= {_VERSIONS, _LOST}:  # a kill may have come between the two writes
             write_atomically(run.folder / _VERSIONS, json.dumps(versions(), indent=2) + "\n")
             write_atomically(run.folder / _SETTINGS, yaml.safe_dump(wanted, sort_keys=False))
             return run
         found = run.settings()
-        difference = _first_difference(found, wanted)
+        difference = _first_difference(found, wanted, free)
         if difference is not None:
             key, old, new = difference
             raise VlkdError(
                 f"'{run.folder}' holds a run with {key} = {old!r}, but this one has {key} = {new!r}: "
                 "choose another folder, or delete that one if it is no longer wanted."
             )
+        if not run.finished:
+            if found != wanted:
+                write_atomically(run.folder / _SETTINGS, yaml.safe_dump(wanted, sort_keys=False))
+            run._take_up_time()
         return run
 
     @classmethod
@@ -93,9 +117,33 @@ class Run:
         """What :meth:`finish` was given."""
         return json.loads((self.folder / _RESULTS).read_text(encoding="utf-8"))
 
+    @property
+    def seconds(self) -> float:
+        """How long it has been worked on, all sessions together, also where one was stopped and its last steps done again.
+
+        Of a session that was killed, the time until the last :meth:`note_time` counts.
+        """
+        return self._before + time.monotonic() - self._began
+
+    def note_time(self, at_once: bool = False) -> None:
+        """Keep :attr:`seconds` for the next session, at most once a second unless ``at_once``."""
+        now = time.monotonic()
+        if at_once or now - self._noted >= _TIME_EVERY:
+            self._noted = now
+            text = json.dumps({"sessions": self.sessions, "seconds": self.seconds}) + "\n"
+            write_atomically(self.folder / _TIME, text, flush=False)
+
     def finish(self, **results: Any) -> None:
-        """Write ``results.json``, which marks the run as finished."""
+        """Write ``results.json``, which marks the run as finished: ``results``, :attr:`seconds` and :attr:`sessions`."""
+        results |= {"seconds": self.seconds, "sessions": self.sessions}
         write_atomically(self.folder / _RESULTS, json.dumps(results, indent=2) + "\n")
+        (self.folder / _TIME).unlink(missing_ok=True)
+
+    def _take_up_time(self) -> None:
+        """Go on from what earlier sessions kept."""
+        with suppress(FileNotFoundError, json.JSONDecodeError):  # none was kept; a power cut emptied it
+            kept = json.loads((self.folder / _TIME).read_text(encoding="utf-8"))
+            self.sessions, self._before = kept["sessions"] + 1, kept["seconds"]
 
 
 def versions() -> dict[str, str]:
@@ -109,21 +157,31 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write ``content`` beside ``path``, flush it to the disk, and rename it into place, with the umask's permissions."""
+def write_atomically(path: Path, content: bytes | str, flush: bool = True) -> None:
+    """Write ``content`` beside ``path`` and rename it into place, with the umask's permissions.
+
+    Without ``flush`` to the disk before that, a power cut may leave the file empty.
+
+    Raises:
+        OSError: it cannot be written; the error names ``path``.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    # Not of tempfile, whose files only their owner may read.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        # Not of tempfile, whose files only their owner may read.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                if flush:
+                    os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def permit_as_umask(folder: Path) -> None:
@@ -149,13 +207,15 @@ def truncate_jsonl(path: Path, key: str, last: int) -> None:
     write_atomically(path, "".join(kept))
 
 
-def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first key, in the new settings' order, at which the two differ."""
+def _first_difference(old: Any, new: Any, free: Collection[str], key: str = "") -> tuple[str, Any, Any] | None:
+    """The first key, in the new settings' order, at which the two differ; keys that end with one of ``free`` may."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return None if old == new else (key, old, new)
     for name in [*new, *(name for name in old if name not in new)]:
+        if name in free:
+            continue
         path = f"{key}.{name}" if key else name
-        found = _first_difference(old.get(name), new.get(name), path)
+        found = _first_difference(old.get(name), new.get(name), free, path)
         if found is not None:
             return found
     return None

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from vlkd.errors import VlkdError
+from vlkd.locks import locked
 from vlkd.models import VLForPreTraining, load_model
 from vlkd.recipes import Recipe, Schedule
 from vlkd.training import Stage, StageInputs, train
@@ -116,6 +118,55 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
         _interrupt_after(patch, steps)
         run(folder)
     assert not (folder / "model").exists() and not (folder / "results.json").exists()
+    run(folder)
+    _assert_same_run(uninterrupted, folder)
+
+
+def test_a_run_goes_on_with_other_settings_that_change_no_number(
+    uninterrupted: Path, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "interrupted"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _interrupt_after(patch, 5)
+        run(folder)
+    changed = SCHEDULE.model_copy(update={"save_every": 2, "log_every": 5})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        _interrupt_after(patch, 7)
+        run(folder, changed)
+    assert [path.name for path in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-6"]
+    recorded = yaml.safe_load((folder / "settings.yaml").read_text())["schedule"]
+    assert (recorded["save_every"], recorded["log_every"]) == (2, 5)
+    run(folder, changed)
+    assert [row["step"] for row in _metrics(folder)] == [1, 3, 5, 8]
+    expected, found = _tensors(uninterrupted), _tensors(folder)
+    own = [name for name in expected if "ledger" not in name]  # the ledger's sums are since the last row
+    assert own and all(torch.equal(expected[name], found[name]) for name in own)
+    results = json.loads((folder / "results.json").read_text())
+    assert results["sessions"] == 3 and results["seconds"] > 0
+
+
+def test_a_second_process_in_the_same_folder_is_refused(run: Callable[..., Path], tmp_path: Path) -> None:
+    with locked(tmp_path / "run"), pytest.raises(VlkdError, match="is being written by process"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_up_is_one_error_and_leaves_the_checkpoint_before(
+    uninterrupted: Path, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "full"
+    save_file = trainer_module.save_file
+
+    def full(tensors, path: Path) -> None:
+        if path.parent.name == "checkpoint-8":
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save_file(tensors, path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as caught:
+        patch.setattr(trainer_module, "save_file", full)
+        run(folder)
+    assert (caught.value.errno, caught.value.filename) == (28, str(folder / "checkpoints"))
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["checkpoint-4"]
     run(folder)
     _assert_same_run(uninterrupted, folder)
 

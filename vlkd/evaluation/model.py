@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from vlkd.evaluation.evaluate import CONDITIONS, Exam, examine_answerer, examine
 from vlkd.evaluation.generation import Role
 from vlkd.evaluation.java_metrics import JavaMetrics
 from vlkd.evaluation.vqa_official import write_answers
+from vlkd.locks import locked
 from vlkd.models import VLForCaptioning, VLForVQA, load_model
 from vlkd.recipes import Recipe
 from vlkd.runs import Run
@@ -43,7 +43,8 @@ def evaluate_model(
     ``vqa_answers.json`` (VQA's, where the questions have ids). A finished folder is read, not computed again.
 
     Raises:
-        VlkdError: no such split, texts or model, or ``out`` holds another run.
+        VlkdError: no such split, texts or model, ``out`` holds another run, or another process is at work in it.
+        OSError: ``out`` cannot be written.
     """
     if split not in data.corpora:
         raise VlkdError(f"There is no split '{split}': the data have {', '.join(sorted(data.corpora))}.")
@@ -52,13 +53,14 @@ def evaluate_model(
         "task": task, "role": role, "view": view, "split": split, "controls": controls, "text": recipe.text.model_dump(),
         "evaluation": recipe.evaluation.model_dump(),
     }  # fmt: skip
-    run = Run.begin(out, settings, _fingerprint(model, corpus, data))
-    if not run.finished:
-        started = time.monotonic()
-        exam = Exam(recipe, corpus, data.store, data.tokenizer, data.answer_vocabulary())
-        conditions = CONDITIONS if controls else CONDITIONS[:1]
-        found = (_caption if task == "captioning" else _answer)(model, out, role, view, exam, conditions)
-        run.finish(**{task: found}, seconds=time.monotonic() - started)
+    fingerprint = _fingerprint(model, corpus, data)
+    with locked(out):
+        run = Run.begin(out, settings, fingerprint)
+        if not run.finished:
+            exam = Exam(recipe, corpus, data.store, data.tokenizer, data.answer_vocabulary())
+            conditions = CONDITIONS if controls else CONDITIONS[:1]
+            found = (_caption if task == "captioning" else _answer)(model, out, role, view, exam, conditions)
+            run.finish(**{task: found})
     return {condition: dict(result["scores"]) for condition, result in run.results()[task].items()}
 
 

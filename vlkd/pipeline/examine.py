@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,10 +61,13 @@ def examine(workshop: Workshop, row: Candidate, split: str) -> dict[str, Any]:
     folder = workshop.folder / "evaluation" / split / _slug(row.name)
     run = Run.begin(folder, settings, _fingerprint(row, data, split))
     if not run.finished:
-        started = time.monotonic()
-        found = {task: _examine(workshop, row, split, task) for task in TASKS if task in row.trained.folders}
+        found = {}
+        for task in TASKS:
+            if task in row.trained.folders:
+                run.note_time(at_once=True)
+                found[task] = _examine(workshop, row, split, task)
         (parameters, *_), results = zip(*found.values(), strict=True)
-        run.finish(parameters=parameters, **dict(zip(found, results, strict=True)), seconds=time.monotonic() - started)
+        run.finish(parameters=parameters, **dict(zip(found, results, strict=True)))
     return run.results()
 
 

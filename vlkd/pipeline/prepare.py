@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         index = corpora["test"].keys.index(regions.key)
         return make_picture(recipe.world.seed, "test", index, size=recipe.world.picture_size).pixels
 
-    return Prepared(data, pixels, regions["ap50"], regions["seconds"])
+    return Prepared(data, pixels, regions["ap50"], regions["seconds"], regions.get("sessions", 1))
 
 
 def pictures(recipe: Recipe, split: str, count: int | None = None) -> Iterator[Picture]:
@@ -110,7 +109,7 @@ def _extract_regions(recipe: Recipe, folder: Path) -> dict:
     run = Run.begin(folder / "regions", settings)
     if run.finished:
         return run.results()
-    started = time.monotonic()
+    run.note_time(at_once=True)
     student, teacher = detectors_of(recipe, folder)
     texts: dict[str, list[Picture]] = {split: [] for split in SPLITS}
 
@@ -118,6 +117,7 @@ def _extract_regions(recipe: Recipe, folder: Path) -> dict:
         for split in SPLITS:
             for picture in pictures(recipe, split):
                 texts[split].append(picture)
+                run.note_time()
                 yield picture
 
     store = folder / "regions" / "store"
@@ -141,7 +141,7 @@ def _extract_regions(recipe: Recipe, folder: Path) -> dict:
         role: ap50(detector, track(held_out, f"AP50 of the {role}'s detector"))
         for role, detector in (("student", student), ("teacher", teacher))
     }
-    run.finish(ap50=scores, seconds=time.monotonic() - started)
+    run.finish(ap50=scores)
     return run.results()
 
 

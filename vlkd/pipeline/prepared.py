@@ -20,10 +20,11 @@ class Prepared:
         pixels: of a picture with these regions, [H, W, 3] uint8 in the size that its boxes are in; or a sentence that says why
             there are none.
         ap50: ``student`` and ``teacher`` → AP50 of a detector that was measured.
-        seconds: of detection and extraction, where they were this run's.
+        seconds: of detection and extraction, where they were this run's, in all its ``sessions``.
     """
 
     data: StageData
     pixels: Callable[[Regions | PairedRegions], np.ndarray | str]
     ap50: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
+    sessions: int = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 from rich.console import Console
 
 from vlkd.errors import VlkdError
+from vlkd.locks import locked
 from vlkd.pipeline.examine import SPLITS, Candidate, candidates, examine
 from vlkd.pipeline.imported import check_images
 from vlkd.pipeline.method import TASKS, TEXTS, Job, Plan, Task, plan_method
 from vlkd.pipeline.tell import report_data
 from vlkd.pipeline.workers import Work, do_all
 from vlkd.pipeline.workshop import Workshop
-from vlkd.recipes import Recipe
+from vlkd.recipes import CHANGES_NO_NUMBER, Recipe
 from vlkd.report.page import write_page
 from vlkd.report.repetition import known_repetition
 from vlkd.report.results import write_results
@@ -52,7 +55,8 @@ def run_method(
 
     Raises:
         VlkdError: ``folder`` holds a run of other settings, or something that is no run; the data lack a test split; ``images``
-            holds none of the data's pictures.
+            holds none of the data's pictures; another process is at work in ``folder``.
+        OSError: ``folder`` cannot be written, or its disk is full.
     """
     state = process_state()
     if imported is None and state.num_processes > 1:
@@ -68,8 +72,17 @@ def run_method(
         _tasks(workshop.data)  # data that lack something are refused before a folder is made
         if images is not None:
             check_images(images, workshop.data)
-    with state.main_process_first():
-        run = Run.begin(folder, settings, fingerprint)
+    with locked(folder) if state.is_main_process else nullcontext():
+        with state.main_process_first():
+            run = Run(folder)
+            if state.is_main_process:
+                run = Run.begin(folder, settings, fingerprint, CHANGES_NO_NUMBER)
+        return _run_all(run, workshop, command, jobs, start)
+
+
+def _run_all(run: Run, workshop: Workshop, command: str, jobs: int | None, start: Path | None) -> Path:
+    """What :func:`run_method` does in a folder that is its own."""
+    state, recipe, folder, imported = process_state(), workshop.recipe, workshop.folder, workshop.imported
     data = workshop.data
     tasks = _tasks(data)
     for note in filter(None, map(data.left_out, tasks if state.is_main_process else ())):
@@ -80,7 +93,7 @@ def run_method(
     works = _trainings(plan)
     if state.is_main_process:
         works += _examinations(plan, rows, splits)
-    results = do_all(works, Workshop(recipe, folder, imported, images), jobs if state.num_processes == 1 else 1)
+    results = do_all(works, replace(workshop), jobs if state.num_processes == 1 else 1)
     if not state.is_main_process:
         return folder / "report.html"
     found = {split: {row.name: results[_exam_name(row, split)] for row in rows} for split in splits}

@@ -110,7 +110,12 @@ def _stages(prepared: Prepared, jobs: Sequence[Job], found: dict[str, dict[str, 
     records = []
     if prepared.seconds is not None:
         scores = " and ".join(f"{100 * score:.1f} ({role})" for role, score in prepared.ap50.items())
-        records.append(StageRecord("regions", "regions", "both detectors", prepared.seconds, result=f"AP50 {scores}"))
+        records.append(
+            StageRecord(
+                "regions", "regions", "both detectors", prepared.seconds,
+                result=f"AP50 {scores}", sessions=prepared.sessions,
+            )
+        )  # fmt: skip
     for job in jobs:
         results = Run.open(job.folder).results()
         records.append(
@@ -121,10 +126,12 @@ def _stages(prepared: Prepared, jobs: Sequence[Job], found: dict[str, dict[str, 
                 results["seconds"],
                 metrics=job.folder / "metrics.jsonl",
                 result=f"{job.stage.schedule.steps} steps of {job.stage.schedule.batch} samples",
+                sessions=results.get("sessions", 1),
             )
         )
-    seconds = sum(examined["seconds"] for rows in found.values() for examined in rows.values())
-    records.append(StageRecord("evaluation", "evaluation", "all models", seconds))
+    exams = [examined for rows in found.values() for examined in rows.values()]
+    seconds, sessions = sum(exam["seconds"] for exam in exams), max(exam.get("sessions", 1) for exam in exams)
+    records.append(StageRecord("evaluation", "evaluation", "all models", seconds, sessions=sessions))
     return records
 
 

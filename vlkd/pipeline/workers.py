@@ -15,8 +15,10 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any
 
 import torch
@@ -51,6 +53,7 @@ def do_all(works: Sequence[Work], workshop: Workshop, workers: int | None = None
 
     Raises:
         VlkdError: a work failed with it, or a process died.
+        OSError: a work failed with it.
         RuntimeError: a work failed otherwise; the message holds its traceback.
     """
     workers = min(workers or default_workers(), len(works))
@@ -156,7 +159,7 @@ class _Crew:
             ) from None
         if kind == "failed":
             error, trace = content
-            if isinstance(error, VlkdError):
+            if error is not None:
                 raise error
             raise RuntimeError(f"{work.name} failed:\n{trace}")
         return kind, content
@@ -175,6 +178,7 @@ def _serve(line: Connection, workshop: Workshop) -> None:
     """A worker process: take works from ``line`` until the parent closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     torch.set_num_threads(_threads())
     closed = suppress(EOFError, ConnectionError)
     with closed, workshop, report_to(_Throttled(line)):
@@ -183,8 +187,16 @@ def _serve(line: Connection, workshop: Workshop) -> None:
             try:
                 answer = ("done", work.do(workshop))
             except Exception as error:  # whatever it is, the parent decides
-                answer = ("failed", (error if isinstance(error, VlkdError) else None, traceback.format_exc()))
+                told = error if isinstance(error, (VlkdError, OSError)) else None
+                answer = ("failed", (told, traceback.format_exc()))
             line.send(answer)
+
+
+def _end_with(parent: BaseProcess | None) -> None:
+    """A killed parent ends its workers too: the same command given again finds the folders free."""
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 class _Throttled:

@@ -2,6 +2,7 @@
 
 from vlkd.recipes.load import load_recipe, recipe_names
 from vlkd.recipes.schema import (
+    CHANGES_NO_NUMBER,
     Detector,
     Detectors,
     Distillation,
@@ -16,6 +17,7 @@ from vlkd.recipes.schema import (
 )
 
 __all__ = [
+    "CHANGES_NO_NUMBER",
     "Detector",
     "Detectors",
     "Distillation",

@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+#: Settings that change no number that is trained or examined; a run that is taken up may be given others.
+CHANGES_NO_NUMBER = ("save_every", "log_every")
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -20,6 +20,11 @@ from vlkd.report.style import model_colours
 from vlkd.report.tables import Column, control_columns, html_table, hundredfold, kind_columns, score_columns, swatch
 from vlkd.runs import write_atomically
 
+_RESUMED = (
+    " The run was stopped and taken up again: times are those of all sessions, with what was done twice; of a session that was "
+    "killed, the last moments are not known."
+)
+
 
 def write_page(folder: Path, story: ReportData) -> Path:
     """Write the self-contained ``report.html`` into ``folder`` and return its path."""
@@ -200,7 +205,7 @@ def _stage_table(stages: Iterable[StageRecord]) -> str:
     stages = list(stages)
     lines = "".join(
         f'<tr><th>{escape(stage.name)}</th><td class="text">{escape(stage.model)}</td>'
-        f'<td class="text">{escape(stage.result)}</td><td>{_duration(stage.seconds)}</td></tr>'
+        f'<td class="text">{escape(stage.result)}</td><td>{_time_of(stage)}</td></tr>'
         for stage in stages
     )
     total = _duration(sum(stage.seconds for stage in stages))
@@ -208,8 +213,14 @@ def _stage_table(stages: Iterable[StageRecord]) -> str:
         '<div class="scroll"><table><thead><tr><th>stage</th><th style="text-align:left">model</th>'
         '<th style="text-align:left">outcome</th><th>time</th></tr></thead>'
         f"<tbody>{lines}<tr><th>all stages, added up</th><td></td><td></td><td>{total}</td></tr></tbody></table></div>"
-        "<p>Stages that do not wait for each other run side by side, so the whole took less time than its parts.</p>"
+        "<p>Stages that do not wait for each other run side by side, so the whole took less time than its parts."
+        f"{_RESUMED if any(stage.sessions > 1 for stage in stages) else ''}</p>"
     )
+
+
+def _time_of(stage: StageRecord) -> str:
+    sessions = f"<br>in {stage.sessions} sessions" if stage.sessions > 1 else ""
+    return f"{_duration(stage.seconds)}{sessions}"
 
 
 def _attention(story: ReportData) -> str:

@@ -30,6 +30,7 @@ def results_dict(story: ReportData) -> dict[str, Any]:
                 "task": stage.task,
                 "model": stage.model,
                 "seconds": stage.seconds,
+                "sessions": stage.sessions,
                 "result": stage.result,
             }
             for stage in story.stages

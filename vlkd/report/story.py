@@ -56,6 +56,7 @@ class StageRecord:
     seconds: float
     metrics: Path | None = None  # metrics.jsonl
     result: str = ""  # its outcome in a few words, e.g. "loss 1.83 after 300 steps"
+    sessions: int = 1  # over which the seconds are added up
 
 
 @dataclass(frozen=True)

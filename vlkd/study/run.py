@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.console import Console
 from vlkd.data import Condition
 from vlkd.evaluation import Exam as Examination
 from vlkd.evaluation import examine_answerer, examine_captioner
+from vlkd.locks import locked
 from vlkd.models import VLForCaptioning, VLForVQA, load_model
 from vlkd.pipeline.workers import Work, do_all
 from vlkd.pipeline.workshop import Workshop
@@ -59,7 +60,8 @@ def run_study(
         command: what repeats it.
 
     Raises:
-        VlkdError: no such row, or ``folder`` holds a run of other data.
+        VlkdError: no such row, ``folder`` holds a run of other data, or another process is at work in a folder.
+        OSError: a folder cannot be written.
     """
     changes = [*spec.changes, *changes]
     recipe = load_recipe(spec.recipe, changes)
@@ -68,25 +70,26 @@ def run_study(
     for row in chosen:
         for seed in spec.seeds_of(row, seeds):
             plan.add(row, load_recipe(spec.recipe, [*changes, *row.changes, f"seed={seed}"]), seed)
-    workshop = Workshop(recipe, folder)
-    _ = workshop.data  # rendered and detected once, before several processes ask for it
-    found = do_all(_works(plan, split), Workshop(recipe, folder), jobs)
-    study = Study(
-        title=f"{spec.name}: {recipe.name}",
-        split=split,
-        rows=tuple(_info(row, load_recipe(spec.recipe, [*changes, *row.changes])) for row in chosen),
-        outcomes=tuple(_outcome(exam, found) for exam in plan.exams),
-        settings=recipe.model_dump(mode="json"),
-        versions=versions(),
-        hardware=_hardware(),
-        commit=_commit(),
-        command=command,
-        seconds=sum(found[name] for name in plan.jobs) + sum(found[exam.name]["seconds"] for exam in plan.exams),
-        claims=tuple(Claim(**claim.model_dump()) for claim in spec.claims),
-        headline=next((row.name for row in chosen if row.main and row.model == "distilled"), ""),
-    )
-    Console(width=100).print(terminal_table(study))
-    return write_results(results, study)
+    # Both are known to be writable before hours of training.
+    with locked(folder), locked(results) if results.resolve() != folder.resolve() else nullcontext():
+        _ = Workshop(recipe, folder).data  # rendered and detected once, before several processes ask for it
+        found = do_all(_works(plan, split), Workshop(recipe, folder), jobs)
+        study = Study(
+            title=f"{spec.name}: {recipe.name}",
+            split=split,
+            rows=tuple(_info(row, load_recipe(spec.recipe, [*changes, *row.changes])) for row in chosen),
+            outcomes=tuple(_outcome(exam, found) for exam in plan.exams),
+            settings=recipe.model_dump(mode="json"),
+            versions=versions(),
+            hardware=_hardware(),
+            commit=_commit(),
+            command=command,
+            seconds=sum(found[name] for name in plan.jobs) + sum(found[exam.name]["seconds"] for exam in plan.exams),
+            claims=tuple(Claim(**claim.model_dump()) for claim in spec.claims),
+            headline=next((row.name for row in chosen if row.main and row.model == "distilled"), ""),
+        )
+        Console(width=100).print(terminal_table(study))
+        return write_results(results, study)
 
 
 def _works(plan: StudyPlan, split: Split) -> list[Work]:
@@ -127,16 +130,14 @@ def _examine(workshop: Workshop, exam: Exam, split: Split) -> dict[str, Any]:
         digest.update((weights / "model.safetensors").read_bytes())
     run = Run.begin(folder, settings, digest.hexdigest()[:16])
     if not run.finished:
-        began = time.monotonic()
+        run.note_time(at_once=True)
         examination = Examination(recipe, data.corpora[split], data.store, data.tokenizer, data.answer_vocabulary())
         looks = (exam.trained.role, exam.trained.view, examination)
         captioner = load_model(VLForCaptioning, exam.trained.folders["captioning"])
         captions = examine_captioner(captioner, *looks, conditions=_CONDITIONS)["picture"]
         answerer = load_model(VLForVQA, exam.trained.folders["vqa"])
         answers = examine_answerer(answerer, *looks, conditions=_CONDITIONS)["picture"]
-        run.finish(
-            parameters=captioner.num_parameters(), captions=captions, answers=answers, seconds=time.monotonic() - began
-        )
+        run.finish(parameters=captioner.num_parameters(), captions=captions, answers=answers)
     return run.results()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vlkd.progress import track
-from vlkd.runs import truncate_jsonl
+from vlkd.runs import Run, truncate_jsonl
 
 
 def is_logged(step: int, every: int, last: int) -> bool:
@@ -19,6 +19,10 @@ def is_logged(step: int, every: int, last: int) -> bool:
 
 class LogSchedule(TrainerCallback):
     """Asks for a row of metrics at the steps that :func:`is_logged` names."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        # What a checkpoint says of these is what the run was begun with.
+        state.save_steps, state.logging_steps = int(args.save_steps), int(args.logging_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if is_logged(state.global_step, int(args.logging_steps), state.max_steps):
@@ -43,6 +47,16 @@ class MetricsFile(TrainerCallback):
         row = {"step": state.global_step} | {key: value for key, value in logs.items() if key != "epoch"}
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
+
+
+class TimeKept(TrainerCallback):
+    """Keeps how long the run has been worked on, so that a resumed one goes on counting."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.run.note_time()
 
 
 class ProgressBar(TrainerCallback):

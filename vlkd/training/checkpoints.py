@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vlkd.disk import sync
 from vlkd.runs import permit_as_umask
 
 _WHOLE = re.compile(r"checkpoint-\d+")
@@ -31,6 +32,7 @@ def publish(folder: Path, name: str) -> None:
     """Rename the finished ``folder/.partial/name`` to ``folder/name`` and delete the checkpoints before it."""
     whole = folder / name
     permit_as_umask(folder / PARTIAL / name)
+    sync(folder / PARTIAL / name)
     os.replace(folder / PARTIAL / name, whole)
     for path in _entries(folder):
         if path != whole:

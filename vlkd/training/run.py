@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
+from vlkd.disk import blamed_on, whole_folder
 from vlkd.errors import VlkdError
+from vlkd.locks import locked
 from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder, load_model, start_from
 from vlkd.objectives import paired_layers
-from vlkd.recipes import Distillation, Recipe
-from vlkd.runs import Run, permit_as_umask
+from vlkd.recipes import CHANGES_NO_NUMBER, Distillation, Recipe
+from vlkd.runs import Run
 from vlkd.training.arguments import process_state, training_arguments
-from vlkd.training.callbacks import MetricsFile, ProgressBar
+from vlkd.training.callbacks import MetricsFile, ProgressBar, TimeKept
 from vlkd.training.checkpoints import latest_checkpoint
 from vlkd.training.inputs import StageData, StageInputs
 from vlkd.training.method import Method
@@ -54,40 +54,49 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
     ``folder`` then holds ``settings.yaml``, ``versions.json``, ``metrics.jsonl``, ``tensorboard/`` where TensorBoard is
     installed, ``checkpoints/``, ``model/`` (the model alone, without a trace of teacher or queue) and
     ``results.json``. A folder with an unfinished run of the same settings and data resumes from its last checkpoint to
-    the same bits; a finished one is left as it is.
+    the same bits, also with other ``save_every`` and ``log_every``; a finished one is left as it is.
 
     Raises:
-        VlkdError: the folder holds another run, the models do not fit each other or the data, this machine lacks what
-            ``recipe.training`` asks for, or a loss, a gradient or a weight is not finite, which no checkpoint then holds.
+        VlkdError: the folder holds another run, or another process is at work in it; the models do not fit each other or the
+            data; this machine lacks what ``recipe.training`` asks for; or a loss, a gradient or a weight is not finite, and then
+            no checkpoint holds it.
+        OSError: the folder cannot be written, or its disk is full.
     """
     require_options(recipe.training)
     folder = Path(folder)
     state = process_state()
-    with state.main_process_first():
-        run = Run.begin(folder, stage_settings(recipe, stage, seed), inputs.fingerprint)
-    if run.finished:
-        return folder / MODEL
+    settings = stage_settings(recipe, stage, seed)
+    with locked(folder) if state.is_main_process else nullcontext():
+        with state.main_process_first():
+            run = Run(folder)
+            if state.is_main_process:
+                run = Run.begin(folder, settings, inputs.fingerprint, CHANGES_NO_NUMBER)
+        if not run.finished:
+            _train(run, recipe, stage, inputs, seed)
+    return folder / MODEL
+
+
+def _train(run: Run, recipe: Recipe, stage: Stage, inputs: StageInputs, seed: int) -> None:
+    """What :func:`train` does in a folder that is not finished."""
+    folder, state = run.folder, process_state()
     checkpoint = latest_checkpoint(folder / CHECKPOINTS)
-    began = time.monotonic()
     trainer = build_trainer(folder, recipe, stage, inputs, seed)
     bar = ProgressBar(stage.name)
     trainer.add_callback(bar)
     if state.is_main_process:
+        run.note_time(at_once=True)
+        trainer.add_callback(TimeKept(run))
         for callback in tracker_callbacks(recipe.training.trackers, folder, checkpoint):
             trainer.add_callback(callback)
-    try:
+    with closing(bar), blamed_on(folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        bar.close()
     trainer.require_finite()
     model = trainer.trained.model
     weights = whole_state(model) if recipe.training.sharded else None
     if state.is_main_process:
         _save_whole(model, folder / MODEL, weights)
-        seconds = time.monotonic() - began
-        run.finish(steps=stage.schedule.steps, parameters=model.num_parameters(), seconds=seconds)
+        run.finish(steps=stage.schedule.steps, parameters=model.num_parameters())
     state.wait_for_everyone()
-    return folder / MODEL
 
 
 def weights_hash(folder: Path) -> str:
@@ -224,16 +233,12 @@ def _load_teacher(
 
 
 def _save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None) -> None:
-    """``save_pretrained``, then renamed into place; ``weights`` are those of a sharded model."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    for leftover in (partial, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """``save_pretrained``, whole or not at all; ``weights`` are those of a sharded model."""
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(partial, state_dict=weights)
+        with whole_folder(folder, replace=True) as unfinished:
+            model.save_pretrained(unfinished, state_dict=weights)
     finally:
         if bars:
             logging.enable_progress_bar()
-    permit_as_umask(partial)
-    os.replace(partial, folder)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from vlkd.disk import blamed_on
 from vlkd.objectives import Ledger
 from vlkd.training.callbacks import LogSchedule, is_logged
 from vlkd.training.checkpoints import PARTIAL, discard_partial, publish, with_prefix, without_prefix
@@ -191,12 +192,16 @@ class MethodTrainer(Trainer):
         if self.method.queue is not None:
             self._memory |= with_prefix("queue", self.method.queue.state_dict())
         try:
-            super()._save_checkpoint(model, trial)
+            with blamed_on(self.checkpoints):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    publish(self.checkpoints, f"checkpoint-{self.state.global_step}")
+        except OSError:
+            discard_partial(self.checkpoints)  # a full disk has no room for half a checkpoint
+            raise
         finally:
             self._memory = None
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            publish(self.checkpoints, f"checkpoint-{self.state.global_step}")
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.checkpoints if self._memory is None else self.checkpoints / PARTIAL)
