@@ -69,10 +69,14 @@ def demo(**options) -> TwoDetectors:
     return TwoDetectors(student, teacher, device=CPU, **options)
 
 
+def extract_folder(images: Path, out: Path, pair: TwoDetectors, **options) -> Extracted | None:
+    return extract_pictures(find_pictures(images), out, pair, **options)
+
+
 @pytest.fixture(scope="module")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Extracted:
     """The store of an uninterrupted run."""
-    extracted = extract_pictures(images, tmp_path_factory.mktemp("whole"), demo(), pictures_a_part=PART)
+    extracted = extract_folder(images, tmp_path_factory.mktemp("whole"), demo(), pictures_a_part=PART)
     assert extracted is not None
     return extracted
 
@@ -112,7 +116,7 @@ def process(images: Path, out: Path, killed_at: str = "") -> None:
         return rename(path, target)
 
     Path.rename = rename_or_die
-    extract_pictures(images, out, demo(), shard=Shard.from_environment(), pictures_a_part=PART)
+    extract_folder(images, out, demo(), shard=Shard.from_environment(), pictures_a_part=PART)
 
 
 def refuses(match: str, call, *arguments, **options) -> None:
@@ -255,7 +259,7 @@ def test_below_fp32_boxes_are_still_exact(scenes: list[Picture]) -> None:
 def test_the_store_has_the_order_of_the_files(images: Path, whole: Extracted, tmp_path: Path, small: Small) -> None:
     pair = TwoDetectors(*small, device=CPU)
     pair.batch = 2
-    extracted = extract_pictures(images, tmp_path, pair)
+    extracted = extract_folder(images, tmp_path, pair)
     assert extracted is not None and extracted.store.keys == whole.store.keys
 
 
@@ -276,7 +280,7 @@ def test_broken_and_odd_files(tmp_path: Path, scenes: list[Picture], small: Smal
     (images / "._turned.jpg").write_bytes(b"what other systems leave behind")
     Image.new("RGB", (4000, 1)).save(images / "thin.png")
     pair = TwoDetectors(*small, device=CPU)
-    extracted = extract_pictures(images, tmp_path / "out", pair)
+    extracted = extract_folder(images, tmp_path / "out", pair)
     assert extracted is not None and extracted.broken is not None and extracted.broken_count == 3
     lines = [line.split("\t") for line in extracted.broken.read_text().splitlines()]
     assert [name for name, _ in lines] == ["empty.png", "thin.png", "truncated.jpg"]
@@ -296,13 +300,13 @@ def test_a_killed_process_loses_and_doubles_nothing(images: Path, whole: Extract
     assert left == [f".part-00001.arrow.{killed.process.pid}", "part-00000.arrow"]
     first = (parts / "part-00000.arrow").stat().st_mtime_ns
     other = demo(score_threshold=0.4)
-    refuses("threshold = 0.2, but this one has 0.4", extract_pictures, images, tmp_path, other, pictures_a_part=PART)
-    extract_pictures(images, tmp_path, demo(), pictures_a_part=PART)
+    refuses("threshold = 0.2, but this one has 0.4", extract_folder, images, tmp_path, other, pictures_a_part=PART)
+    extract_folder(images, tmp_path, demo(), pictures_a_part=PART)
     assert (tmp_path / "store" / "part-00000.arrow").stat().st_mtime_ns == first
     assert contents(tmp_path) == contents(whole.store.folder.parent)
 
 
-@pytest.mark.parametrize("place", ["finish_store", "shutil.rmtree"])
+@pytest.mark.parametrize("place", ["own_pictures.finish_store", "rounds.Places.forget"])
 def test_stopped_while_it_finishes(
     place: str, images: Path, whole: Extracted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,10 +316,10 @@ def test_stopped_while_it_finishes(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(f"vlkd.pipeline.own_pictures.{place}", stop)
-        extract_pictures(images, tmp_path, demo(), pictures_a_part=PART)
+        patch.setattr(f"vlkd.pipeline.{place}", stop)
+        extract_folder(images, tmp_path, demo(), pictures_a_part=PART)
     assert (tmp_path / ".regions").exists()
-    done = extract_pictures(images, tmp_path, demo(), pictures_a_part=PART)
+    done = extract_folder(images, tmp_path, demo(), pictures_a_part=PART)
     assert done is not None and done.broken_count == 1
     assert contents(tmp_path) == contents(whole.store.folder.parent)
 
@@ -329,29 +333,33 @@ def test_two_processes_write_the_bytes_of_one(images: Path, whole: Extracted, tm
 
 
 def test_a_process_takes_its_own_parts_only(images: Path, tmp_path: Path) -> None:
-    assert extract_pictures(images, tmp_path, demo(), shard=Shard(1, 2), pictures_a_part=PART) is None
+    assert extract_folder(images, tmp_path, demo(), shard=Shard(1, 2), pictures_a_part=PART) is None
     assert [path.name for path in (tmp_path / ".store.unfinished").iterdir()] == ["part-00001.arrow"]
     # Another number of processes goes on.
-    done = extract_pictures(images, tmp_path, demo(), pictures_a_part=PART)
+    done = extract_folder(images, tmp_path, demo(), pictures_a_part=PART)
     assert done is not None and len(done.store) == 7
 
 
 def test_a_finished_store_is_taken_as_it_is_and_another_refused(images: Path, whole: Extracted) -> None:
     out = whole.store.folder.parent
     before = contents(out)
-    again = extract_pictures(images, out, demo(), pictures_a_part=PART)
+    again = extract_folder(images, out, demo(), pictures_a_part=PART)
     assert again is not None and again.broken_count == whole.broken_count == 1
     assert contents(out) == before
-    refuses("other pictures, detectors or settings", extract_pictures, images, out, demo(max_regions=2))
+    assert again.computed == 0 and whole.computed == 8
+    match = "regions made with max-regions = 50, but this one has 2: "
+    refuses(match, extract_folder, images, out, demo(max_regions=2))
 
 
 def test_other_pictures_do_not_go_into_an_unfinished_store(tmp_path: Path, images: Path) -> None:
-    extract_pictures(images, tmp_path, demo(), shard=Shard(1, 2), pictures_a_part=PART)
+    extract_folder(images, tmp_path, demo(), shard=Shard(1, 2), pictures_a_part=PART)
     picture = images / "0.png"
     stat = picture.stat()
     os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
     try:
-        refuses("names, sizes and times", extract_pictures, images, tmp_path, demo(), pictures_a_part=PART)
+        refuses(
+            "have changed since .* was begun: '0.png': ", extract_folder, images, tmp_path, demo(), pictures_a_part=PART
+        )
     finally:
         os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
@@ -364,16 +372,42 @@ def test_mistakes_in_the_folder_are_one_sentence(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"no picture")
     refuses("'a/x.PNG' and 'a/x.jpg' would both have the key 'a/x'", find_pictures, tmp_path)
     (tmp_path / "a" / "x.PNG").unlink()
-    refuses("None of 1 pictures could be read", extract_pictures, tmp_path, tmp_path / "out", demo())
+    refuses("None of 1 pictures gave regions.*cannot be read", extract_folder, tmp_path, tmp_path / "out", demo())
     assert "a/x.jpg" in (tmp_path / "out" / "broken.txt").read_text()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["broken.txt"]
 
 
-def test_features_beyond_half_precision_are_refused(images: Path, tmp_path: Path) -> None:
+def test_detectors_whose_features_no_store_can_hold_are_told_early(images: Path, tmp_path: Path, monkeypatch) -> None:
     student, teacher = small_detector(0), small_detector(1)
     torch.nn.init.constant_(teacher.model.roi_heads.box_head.fc7.bias, 1e5)
     pair = TwoDetectors(student, teacher, device=CPU)
-    refuses("beyond float16's 65504: take float32", extract_pictures, images, tmp_path, pair)
+    refuses(
+        "None of 8 pictures gave regions.*beyond float16's 65504.*take float32", extract_folder, images, tmp_path, pair
+    )
+    monkeypatch.setattr("vlkd.pipeline.own_pictures._ENOUGH", 2)
+    match = "None of the first 2 pictures' features can be stored: Picture '1': .*beyond float16's 65504.*take float32"
+    refuses(match, extract_folder, images, tmp_path / "again", pair)
+    assert not list((tmp_path / "again").iterdir())  # the same folder can be taken with float32
+    torch.nn.init.constant_(teacher.model.roi_heads.box_head.fc7.bias, float("nan"))
+    refuses("nan, but finite numbers are expected", extract_folder, images, tmp_path / "nan", pair)
+
+
+def test_one_picture_without_finite_features_is_a_broken_one(
+    images: Path, tmp_path: Path, small: Small, monkeypatch
+) -> None:
+    pair = TwoDetectors(*small, device=CPU)
+    features, calls = pair.teacher.features, iter(range(100))
+
+    def sometimes_infinite(maps, boxes):
+        (found,) = features(maps, boxes)
+        return [found * float("inf") if next(calls) == 3 else found]
+
+    monkeypatch.setattr(pair.teacher, "features", sometimes_infinite)
+    extracted = extract_folder(images, tmp_path, pair)
+    assert extracted is not None and extracted.broken is not None and extracted.broken_count == 2
+    lines = extracted.broken.read_text().splitlines()
+    assert lines[0].startswith("1.png\tPicture '1': features: number ") and "finite numbers are expected" in lines[0]
+    assert extracted.store.keys == ("0", "b/2", "b/3", "b/c/4", "b/c/5", "b/c/6")
 
 
 def test_weights_come_from_files_without_running_them(tmp_path: Path) -> None:
@@ -459,7 +493,7 @@ def test_the_command_makes_data_that_a_teacher_is_trained_on(images: Path, tmp_p
     out = tmp_path / "data"
     detectors = ("--student", "demo-student", "--teacher", "demo-teacher", "--device", "cpu")
     told = vlkd("regions", "--images", images, *detectors, "--out", out)
-    assert "7 pictures" in told and "134 (student) and 262 (teacher)" in told and "could not be read: 1" in told
+    assert "7 pictures" in told and "134 (student) and 262 (teacher)" in told and "without regions: 1; " in told
     store = RegionStore.open(out / "store")
     captions = [{"image_id": key, "caption": f"a picture of a {number}"} for number, key in enumerate(store.keys)]
     (tmp_path / "captions.json").write_text(json.dumps(captions))

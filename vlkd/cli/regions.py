@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlkd.cli.data import Kept
+from vlkd.cli.running import resumable, tell
+
+if TYPE_CHECKING:
+    from vlkd.pipeline.own_pictures import Extracted
 
 
 class Precision(str, Enum):
@@ -33,16 +37,18 @@ def regions(
     images: Annotated[
         Path,
         typer.Option(
-            help="Folder of pictures (.jpg, .jpeg, .png, .webp, .bmp), with subfolders. A picture's key is its path in "
-            "this folder without suffix."
+            help="Folder of pictures, with subfolders and linked folders: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, JPEG 2000, PPM. "
+            "A picture's key is its path in this folder without suffix."
         ),
     ],
     student: Annotated[
         str,
-        typer.Option(help="The student's detector, by name (above)."),
+        typer.Option(help="The student's detector, by name (above).", metavar="NAME"),
     ],
-    teacher: Annotated[str, typer.Option(help="The teacher's detector, by name.")],
-    out: Annotated[Path, typer.Option(help="Folder that gets store/ and, if pictures cannot be read, broken.txt.")],
+    teacher: Annotated[str, typer.Option(help="The teacher's detector, by name.", metavar="NAME")],
+    out: Annotated[
+        Path, typer.Option(help="Folder that gets store/ and, if pictures cannot be read, broken.txt with the reasons.")
+    ],
     student_weights: Annotated[str | None, typer.Option(help=_WEIGHTS, metavar="FILE|random")] = None,
     teacher_weights: Annotated[
         str | None, typer.Option(help="The same for the teacher's detector.", metavar="FILE|random")
@@ -68,46 +74,79 @@ def regions(
         Precision, typer.Option(help="What a GPU computes in; boxes are always fp32.")
     ] = Precision.fp32,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode pictures.")] = 4,
-    dtype: Annotated[Kept, typer.Option(help="Features in the store; float16 halves it.")] = Kept.float16,
+    dtype: Annotated[
+        Kept, typer.Option(help="Features in the store; float16 halves it, and holds numbers up to 65,504.")
+    ] = Kept.float16,
 ) -> None:
     """Make a feature store of your own pictures with two detectors.
 
     It holds the student's detector's boxes with *both* detectors' features of exactly these boxes, the teacher's own
     regions, and the class names as tags. A feature is the output of the detector's box head, followed by six numbers of
     its box's geometry. Then add texts with `vlkd data texts OUT --split train --captions …`, and train with
-    `vlkd pretrain … --data OUT`.
+    `vlkd run RECIPE --data OUT --images IMAGES …`.
+
+    To try it: `vlkd render pictures`, then `vlkd regions --images pictures --student demo-student --teacher demo-teacher
+    --out data`. For photographs: `--student fasterrcnn_mobilenet_v3_large_fpn --teacher fasterrcnn_resnet50_fpn_v2`.
 
     Detectors: torchvision's fasterrcnn_… and maskrcnn_…; fasterrcnn_efficientnet_b0_fpn (light) and
     fasterrcnn_resnet101_fpn (deep), with weights of your own; demo-student and demo-teacher, which know the rendered
-    world only.
+    world only. A picture in which a detector finds nothing above the threshold has one region, its best or all of the picture.
 
-    Stopped at any moment, the same command goes on. Several processes share the pictures: `torchrun --nproc-per-node 8
+    Stopped at any moment, the same command goes on, and loses at most some twenty seconds of work. Given again when pictures have
+    been added, it adds their regions to the store. Several processes share the pictures: `torchrun --nproc-per-node 8
     -m vlkd.cli regions …`, or `accelerate launch -m vlkd.cli regions …`.
     """
-    from vlkd.pipeline.own_pictures import extract_pictures
+    import warnings
+
+    from vlkd.pipeline.own_pictures import check_out, extract_pictures
     from vlkd.pipeline.shards import Shard
     from vlkd.pipeline.two_detectors import TwoDetectors
+    from vlkd.regions.picture_folder import find_pictures
     from vlkd.regions.zoo import load_detector
 
+    warnings.filterwarnings(
+        "ignore", module="PIL"
+    )  # about metadata; what keeps a picture from being read is in broken.txt
+    # Mistakes in folders first: they take a moment to find, and detectors may have to be fetched.
     shard = Shard.from_environment()
+    place = shard.device(device)
+    found = find_pictures(images)
+    if found.left_out:
+        tell(found.told())
+    check_out(out)
     detectors = TwoDetectors(
         load_detector(student, student_weights, student_classes),
         load_detector(teacher, teacher_weights, teacher_classes),
-        device=shard.device(device),
+        device=place,
         precision=precision.value,
         batch=batch,
         max_regions=max_regions,
         score_threshold=score_threshold,
     )
-    extracted = extract_pictures(
-        images, out, detectors, precision=precision.value, dtype=dtype.value, workers=workers, shard=shard
-    )
-    if extracted is None:
-        return
+    with resumable():
+        extracted = extract_pictures(
+            found, out, detectors, precision=precision.value, dtype=dtype.value, workers=workers, shard=shard
+        )
+    if extracted is not None:
+        _tell(extracted, images)
+
+
+def _tell(extracted: Extracted, images: Path) -> None:
+    """What the store holds now, and what it does not."""
     store = extracted.store
     typer.echo(
         f"{len(store)} pictures in '{store.folder}': at most {store.max_regions} regions each, of {store.student_dim} "
         f"(student) and {store.teacher_dim} (teacher) numbers."
     )
+    if not extracted.computed:
+        typer.echo("Nothing was left to do: the store had all of the folder's pictures.")
+    elif extracted.computed < len(store) + extracted.broken_count:
+        typer.echo(f"{extracted.computed} pictures were new or tried again; the others were there already.")
     if extracted.broken is not None:
-        typer.echo(f"Pictures that could not be read: {extracted.broken_count}, listed in '{extracted.broken}'.")
+        typer.echo(f"Pictures without regions: {extracted.broken_count}; '{extracted.broken}' says why.")
+    if extracted.gone:
+        typer.echo(
+            f"No longer in '{images}', but kept in the store: {len(extracted.gone)} pictures, such as '{extracted.gone[0]}'."
+        )
+    if extracted.waiting:
+        typer.echo(f"{extracted.waiting} pictures were added meanwhile: give the same command again for them.")

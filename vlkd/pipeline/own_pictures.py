@@ -1,35 +1,49 @@
-"""A folder of one's own pictures into a feature store: in parts, resumable after a kill, shared among processes.
+"""A folder of one's own pictures into a feature store: resumable after a kill, shared among processes, extended later.
 
-``OUT/store`` appears when all is done. Until then its parts are in ``OUT/.store.unfinished``, and ``OUT/.regions``
-holds what was asked for and each part's broken pictures. A process takes the parts whose number
-is its rank modulo the number of processes; files are all they share, so they need no process group.
+``OUT/store`` appears when all is done. Until then its parts are in ``OUT/.store.unfinished``, and ``OUT/.regions`` holds what was
+asked for, what is done of the parts in work, and each part's broken pictures. A process takes the parts whose number is its
+rank modulo the number of processes; files are all they share, so they need no process group. Pictures that come to the
+folder later are a round of their own, whose parts join the store's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
+import os
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from vlkd.data.store import FeatureType, RegionStore, finish_store, part_name, unfinished_folder, write_part
+from vlkd.data.store import (
+    FeatureType,
+    RegionStore,
+    check_half,
+    extend_store,
+    finish_store,
+    part_name,
+    write_part,
+)
 from vlkd.errors import VlkdError
+from vlkd.pipeline.ledger import Ledger, Round, Stamp, stamp
+from vlkd.pipeline.pieces import Pieces
+from vlkd.pipeline.rounds import Places, take_up, writing
 from vlkd.pipeline.shards import ONE_PROCESS, Shard
 from vlkd.pipeline.two_detectors import Broken, TwoDetectors
 from vlkd.progress import report_to, track
 from vlkd.regions.paired import RegionRecord
-from vlkd.regions.picture_folder import PictureFile, find_pictures, read_ahead
+from vlkd.regions.photographs import printable
+from vlkd.regions.picture_folder import PictureFile, PictureFolder, read_ahead
 from vlkd.runs import write_atomically
 
 PICTURES_A_PART = 256
+SECONDS_A_PIECE = 20.0
 BROKEN = "broken.txt"
-_MARK = "settings.json"
 _POLL = 0.2  # seconds between looks for other processes' parts
+_ENOUGH = 16  # pictures, none of whose features can be stored, that are a detector's fault
 
 
 @dataclass(frozen=True)
@@ -40,15 +54,21 @@ class Extracted:
         store: the features of all pictures but the broken ones.
         broken: the list of broken pictures; None if there is none.
         broken_count: pictures in it.
+        computed: pictures that this round was about; fewer than the store has where it was extended.
+        gone: names of pictures that the store has and the folder has no more.
+        waiting: pictures that came to the folder during this round: the next call's.
     """
 
     store: RegionStore
     broken: Path | None
     broken_count: int
+    computed: int = 0
+    gone: tuple[str, ...] = ()
+    waiting: int = 0
 
 
 def extract_pictures(
-    images: Path,
+    found: PictureFolder,
     out: Path,
     detectors: TwoDetectors,
     *,
@@ -57,137 +77,217 @@ def extract_pictures(
     workers: int = 4,
     shard: Shard = ONE_PROCESS,
     pictures_a_part: int = PICTURES_A_PART,
+    seconds_a_piece: float = SECONDS_A_PIECE,
 ) -> Extracted | None:
     """Write ``out/store`` and, if there are broken pictures, ``out/broken.txt`` with path and reason.
 
-    Stopped at any moment, the same call goes on: finished parts are kept. A finished store of the same call is returned
-    as it is.
+    Stopped at any moment, the same call goes on; the store's bytes do not depend on that. A finished store of the same detectors
+    and settings gets the pictures that have come to the folder since, and broken ones whose files have changed; what it
+    has stays, also of pictures that are gone. A picture whose features are not finite, or beyond ``dtype``, is a broken one.
 
     Args:
-        images: folder of pictures, with subfolders.
+        found: the pictures.
         out: folder of the store.
         detectors: both, with what they are asked for.
         precision: what ``detectors`` was given; device and batch, unlike it, may change when an extraction goes on.
         dtype: of the features in the store.
         workers: threads that decode pictures.
         shard: which parts are this process's; the first one finishes the store when all parts are there.
-        pictures_a_part: how many files make a part; what a kill loses is less than that.
+        pictures_a_part: how many files make a part of the store.
+        seconds_a_piece: what a kill loses at most, in seconds of work.
 
     Returns:
         None in all processes but the first.
 
     Raises:
-        VlkdError: no picture, two of the same key, none that can be read, a feature beyond float16, or ``out`` holds a
-            store or an unfinished one of other pictures or settings.
+        VlkdError: no picture gives regions, none of the first sixteen can be stored, ``out`` cannot be written to, or it
+            holds a store or an unfinished one of other detectors or settings, or of pictures that have changed since.
     """
-    files = find_pictures(images).files
-    wanted = _settings(files, detectors, precision, dtype, pictures_a_part)
-    fingerprint = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]
-    store, notes = out / "store", out / ".regions"
-    if store.exists():
-        return _finished(store, notes, fingerprint) if shard.rank == 0 else None
-    parts = unfinished_folder(store)
-    blocks = [files[first : first + pictures_a_part] for first in range(0, len(files), pictures_a_part)]
-    mine = [
-        (number, block)
-        for number, block in enumerate(blocks)
-        if number % shard.world == shard.rank and not (parts / part_name(number)).exists()
-    ]
-    if shard.rank and not mine:
-        return None
-    _begin(parts, notes, wanted, out)
-    with _drawn_by_the_first(shard):
-        pictures = read_ahead(track(list(chain.from_iterable(block for _, block in mine)), "pictures"), workers)
-        for number, block in mine:
-            results = list(detectors.records(islice(pictures, len(block))))
-            order = {file.key: place for place, file in enumerate(block)}
-            _write(parts, notes, number, sorted(results, key=lambda one: order[one.key]), dtype)
+    check_out(out)
+    places, settings = Places(out), _settings(detectors, precision, dtype)
+    now = {file.name: stamp(file) for file in found.files}
+    before = Ledger.read(places.store)
+    with writing(out):
+        round_ = take_up(places, before, settings, found, now, pictures_a_part)
+    if round_ is None:
+        assert before is not None
+        return _extracted(places, _without_gone(places, before, now), now) if shard.rank == 0 else None
+    blocks = round_.blocks(found.folder)
+    mine = {
+        number: block
+        for number, block in blocks.items()
+        if number % shard.world == shard.rank and not places.has(number)
+    }
+    with report_to(lambda *_: None) if shard.rank else nullcontext():
+        _do(places, mine, detectors, dtype, workers, seconds_a_piece)
     if shard.rank:
         return None
-    for number in track(range(len(blocks)), "parts of all processes") if shard.world > 1 else ():
-        while not (parts / part_name(number)).exists():
+    for number in track(list(blocks), "parts of all processes") if shard.world > 1 else ():
+        while not places.has(number):
             time.sleep(_POLL)
-    return _finish(store, parts, notes, fingerprint, len(blocks), detectors)
+    with writing(out):
+        ledger = _finish(places, (before or Ledger(settings)).present(now), round_, detectors)
+    extracted = _extracted(places, ledger, now, len(round_.pictures))
+    if not extracted.waiting or shard.world > 1:
+        return extracted
+    options = {"precision": precision, "dtype": dtype, "workers": workers, "seconds_a_piece": seconds_a_piece}
+    more = extract_pictures(found, out, detectors, pictures_a_part=pictures_a_part, **options)  # type: ignore[arg-type]
+    return replace(more, computed=more.computed + extracted.computed) if more else None
 
 
-def _settings(
-    files: list[PictureFile], detectors: TwoDetectors, precision: str, dtype: FeatureType, pictures_a_part: int
-) -> dict[str, Any]:
-    """All that decides what is in the store, by the name under which a difference is told."""
-    stats = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.path.stat(),)]
+def check_out(out: Path) -> None:
+    """Look whether a folder can be made or written to, before detectors are loaded and pictures read.
+
+    Raises:
+        VlkdError: it cannot.
+    """
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise VlkdError(f"'{there}' is a file, but a folder is expected for the regions: choose another --out.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise VlkdError(f"The folder '{there}' cannot be written to: choose another --out, or change its permissions.")
+
+
+def _settings(detectors: TwoDetectors, precision: str, dtype: FeatureType) -> dict[str, Any]:
+    """All that decides what the regions of a picture are, by the name under which a difference is told."""
     return {
-        "pictures": len(files),
         "student detector": detectors.student.fingerprint(),
         "teacher detector": detectors.teacher.fingerprint(),
         "max-regions": detectors.max_regions,
         "score-threshold": detectors.score_threshold,
         "precision": precision,
         "dtype": dtype,
-        "pictures a part": pictures_a_part,
-        "names, sizes and times of pictures": hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16],
     }
 
 
-def _begin(parts: Path, notes: Path, wanted: dict[str, Any], out: Path) -> None:
-    """Create the folders, or take up those that are there; processes may do so at the same time."""
-    parts.mkdir(parents=True, exist_ok=True)
-    notes.mkdir(exist_ok=True)
-    mark = notes / _MARK
-    if not mark.exists():
-        write_atomically(mark, json.dumps(wanted, indent=2) + "\n")
-    found = json.loads(mark.read_text(encoding="utf-8"))
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise VlkdError(
-                f"'{out}' holds an unfinished extraction with {name} = {found.get(name)}, but this one has {value}: "
-                f"finish that one, choose another folder, or delete '{parts}' and '{notes}'."
-            )
+def _do(
+    places: Places,
+    mine: dict[int, list[PictureFile]],
+    detectors: TwoDetectors,
+    dtype: FeatureType,
+    workers: int,
+    seconds_a_piece: float,
+) -> None:
+    """Write the parts ``mine``."""
+    rest, pieces = {}, {number: Pieces(places.notes, number) for number in mine}
+    for number, block in mine.items():
+        done = pieces[number].keys()
+        rest[number] = [file for file in block if file.key not in done]
+    pictures = read_ahead(track(list(chain.from_iterable(rest.values())), "pictures"), workers)
+    hopeless = _Hopeless(places)
+    for number, block in mine.items():
+        results, fresh, since = pieces[number].read(), list[RegionRecord | Broken](), time.monotonic()
+        names = {file.key: file.name for file in block}
+        for result in hopeless.watch(detectors.records(islice(pictures, len(rest[number]))), names, dtype):
+            fresh.append(result)
+            if time.monotonic() - since >= seconds_a_piece:
+                with writing(places.out):
+                    pieces[number].write(fresh)
+                results, fresh, since = results + fresh, [], time.monotonic()
+        order = {file.key: place for place, file in enumerate(block)}
+        with writing(places.out):
+            _write(places, number, sorted(results + fresh, key=lambda one: order[one.key]), dtype)
+            pieces[number].remove()
 
 
-def _finished(store: Path, notes: Path, fingerprint: str) -> Extracted:
-    opened = RegionStore.open(store)
-    if opened.fingerprint != fingerprint:
+class _Hopeless:
+    """Ends an extraction by detectors whose features no store can hold, after some pictures instead of after all."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._sound, self._unsound = False, 0
+
+    def watch(
+        self, results: Iterable[RegionRecord | Broken], names: dict[str, str], dtype: FeatureType
+    ) -> Iterator[RegionRecord | Broken]:
+        """The results; a record that cannot be stored has become a broken picture.
+
+        Raises:
+            VlkdError: all of the first ones have.
+        """
+        for result in results:
+            problem = _problem(result, dtype) if isinstance(result, RegionRecord) else ""
+            if problem:
+                self._unsound += 1
+                result = Broken(result.key, names[result.key], problem)
+            elif isinstance(result, RegionRecord):
+                self._sound = True
+            if self._unsound == _ENOUGH and not self._sound:
+                if not any(self._places.parts.glob("part-*")):
+                    self._places.forget()  # nothing is lost, and another command may begin
+                raise VlkdError(f"None of the first {_ENOUGH} pictures' features can be stored: {problem}")
+            yield result
+
+
+def _problem(record: RegionRecord, dtype: FeatureType) -> str:
+    try:
+        record.check()
+        if dtype == "float16":
+            check_half(record)
+    except VlkdError as error:
+        return str(error)
+    return ""
+
+
+def _write(places: Places, number: int, results: list[RegionRecord | Broken], dtype: FeatureType) -> None:
+    """A part and, before it, its broken pictures; both in the order of the files."""
+    broken = {one.name: " ".join(one.reason.split()) for one in results if isinstance(one, Broken)}
+    write_atomically(places.broken(number), json.dumps(broken))
+    places.parts.mkdir(parents=True, exist_ok=True)
+    write_part(places.parts / part_name(number), (one for one in results if isinstance(one, RegionRecord)), dtype)
+
+
+def _finish(places: Places, before: Ledger, done: Round, detectors: TwoDetectors) -> Ledger:
+    """All parts are there: list what is broken, then make the store, or extend it."""
+    broken: dict[str, str] = {}
+    for number in done.blocks(Path()):
+        broken |= json.loads(places.broken(number).read_text(encoding="utf-8"))
+    ledger = before.and_then(done, broken)
+    _list_broken(places.out / BROKEN, ledger)
+    if len(ledger.broken) == len(ledger.pictures):
+        places.forget()
+        reason = next(iter(ledger.broken.values()))
         raise VlkdError(
-            f"'{store}' holds the regions of other pictures, detectors or settings: choose another folder, or delete "
-            "that one."
+            f"None of {len(ledger.pictures)} pictures gave regions: '{places.out / BROKEN}' says why of each; of the first: {reason}"
         )
-    shutil.rmtree(notes, ignore_errors=True)  # a kill may have left it
-    broken = store.parent / BROKEN
-    if not broken.exists():
-        return Extracted(opened, None, 0)
-    return Extracted(opened, broken, len(broken.read_text(encoding="utf-8").splitlines()))
-
-
-def _drawn_by_the_first(shard: Shard) -> AbstractContextManager[None]:
-    return report_to(lambda *_: None) if shard.rank else nullcontext()
-
-
-def _write(parts: Path, notes: Path, number: int, results: list[RegionRecord | Broken], dtype: FeatureType) -> None:
-    """A part and, before it, the list of its broken pictures; both in the order of the files."""
-    broken = [result for result in results if isinstance(result, Broken)]
-    lines = [f"{one.name}\t{' '.join(one.reason.split())}\n" for one in broken]
-    write_atomically(_note(notes, number), "".join(lines))
-    records = [result for result in results if isinstance(result, RegionRecord)]
-    write_part(parts / part_name(number), records, dtype)
-
-
-def _finish(store: Path, parts: Path, notes: Path, fingerprint: str, count: int, detectors: TwoDetectors) -> Extracted:
-    """All ``count`` parts are there: list what is broken, then make the store."""
-    lines = [line for number in range(count) for line in _note(notes, number).read_text("utf-8").splitlines(True)]
-    broken = store.parent / BROKEN
-    broken.unlink(missing_ok=True)
-    if lines:
-        write_atomically(broken, "".join(lines))
-    if len(lines) == json.loads((notes / _MARK).read_text("utf-8"))["pictures"]:
-        shutil.rmtree(parts)
-        shutil.rmtree(notes)
-        raise VlkdError(f"None of {len(lines)} pictures could be read: '{broken}' says why of each.")
-    for stray in parts.glob(".*"):  # half-written files of a process that was killed
+    for stray in places.parts.glob(".*"):  # half-written files of a process that was killed
         stray.unlink()
-    opened = finish_store(store, fingerprint, detectors.identities())
-    shutil.rmtree(notes)
-    return Extracted(opened, broken if lines else None, len(lines))
+    if places.store.exists():
+        extend_store(places.store, places.parts, ledger.fingerprint())
+        ledger.write(places.store)
+    else:
+        ledger.write(places.parts)
+        finish_store(places.store, ledger.fingerprint(), detectors.identities())
+    places.forget()
+    return ledger
 
 
-def _note(notes: Path, number: int) -> Path:
-    return notes / f"broken-{number:05d}.txt"
+def _list_broken(path: Path, ledger: Ledger) -> None:
+    lines = [f"{printable(name)}\t{reason}\n" for name, reason in ledger.broken.items()]
+    if lines:
+        write_atomically(path, "".join(lines))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _without_gone(places: Places, ledger: Ledger, now: dict[str, Stamp]) -> Ledger:
+    """Broken pictures that were taken out of the folder are no longer told."""
+    present = ledger.present(now)
+    if present != ledger:
+        with writing(places.out):
+            present.write(places.store)
+            _list_broken(places.out / BROKEN, present)
+    return present
+
+
+def _extracted(places: Places, ledger: Ledger, now: dict[str, Stamp], computed: int = 0) -> Extracted:
+    """What a finished store is."""
+    sound = [name for name in ledger.pictures if name not in ledger.broken]
+    return Extracted(
+        RegionStore.open(places.store),
+        places.out / BROKEN if ledger.broken else None,
+        len(ledger.broken),
+        computed,
+        tuple(name for name in sound if name not in now),
+        sum(name not in ledger.pictures for name in now),
+    )

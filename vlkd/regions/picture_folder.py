@@ -32,8 +32,8 @@ class PictureFile:
 
     @property
     def key(self) -> str:
-        """The name without suffix."""
-        return normal_key(self.name[: self.name.rindex(".")])
+        """The name without suffix; the whole name, as a message has it, where no store can hold it (:attr:`is_utf8`)."""
+        return normal_key(self.name[: self.name.rindex(".")]) if self.is_utf8 else printable(self.name)
 
     @property
     def path(self) -> Path:

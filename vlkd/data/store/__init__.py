@@ -4,7 +4,18 @@ from vlkd.data.store.batch import RegionBatch
 from vlkd.data.store.layout import FeatureType, Role, View
 from vlkd.data.store.memory import RegionMemory
 from vlkd.data.store.read import RegionSource, RegionStore
-from vlkd.data.store.write import Seen, finish_store, part_name, unfinished_folder, write_part, write_store
+from vlkd.data.store.write import (
+    Seen,
+    check_half,
+    extend_store,
+    finish_store,
+    part_name,
+    read_records,
+    remove_strays,
+    unfinished_folder,
+    write_part,
+    write_store,
+)
 
 __all__ = [
     "FeatureType",
@@ -15,8 +26,12 @@ __all__ = [
     "Role",
     "Seen",
     "View",
+    "check_half",
+    "extend_store",
     "finish_store",
     "part_name",
+    "read_records",
+    "remove_strays",
     "unfinished_folder",
     "write_part",
     "write_store",

@@ -18,7 +18,7 @@ from vlkd.data.store.read import RegionStore
 from vlkd.errors import VlkdError
 from vlkd.keys import normal_key
 from vlkd.regions.identity import DetectorIdentity
-from vlkd.regions.paired import GEOMETRY_DIM, RegionRecord
+from vlkd.regions.paired import GEOMETRY_DIM, PairedRegions, RegionRecord, Regions
 from vlkd.regions.soundness import half_problem
 from vlkd.runs import write_atomically
 
@@ -180,6 +180,47 @@ def finish_store(
     write_atomically(unfinished / layout.METADATA, json.dumps(metadata, indent=2) + "\n")
     unfinished.rename(folder)
     return RegionStore.open(folder)
+
+
+def extend_store(folder: Path, parts: Path, fingerprint: str) -> RegionStore:
+    """Add the parts in the folder ``parts`` to a finished store and open it. Their names must be new there.
+
+    Readers find the pictures of before until all parts are in place, then all of them. Stopped at any moment, the same call
+    goes on.
+
+    Raises:
+        VlkdError: a picture is in two parts, or the parts differ in widths, views or dtype.
+    """
+    for path in sorted(parts.glob("part-*.arrow")):
+        path.rename(folder / path.name)
+    path = folder / layout.METADATA
+    metadata = json.loads(path.read_text(encoding="utf-8")) | _summary(sorted(folder.glob("part-*.arrow")))
+    write_atomically(path, json.dumps(metadata | {"fingerprint": fingerprint}, indent=2) + "\n")
+    return RegionStore.open(folder)
+
+
+def remove_strays(folder: Path) -> int:
+    """Remove the parts that an extension left in a store without finishing; how many parts it has."""
+    own = {part["file"] for part in json.loads((folder / layout.METADATA).read_text(encoding="utf-8"))["parts"]}
+    for path in folder.glob("part-*.arrow"):
+        if path.name not in own:
+            path.unlink()
+    return len(own)
+
+
+def read_records(path: Path) -> list[RegionRecord]:
+    """What :func:`write_part` wrote, of pictures with regions of both kinds."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as source:
+        kind = json.loads(pyarrow.ipc.open_file(source).schema.metadata[_SUMMARY])
+    store = RegionStore(path.parent, {**kind, "max_regions": 0, "fingerprint": "", "parts": [{"file": path.name}]})
+    records = []
+    for one, own in zip(store.read(store.keys, "paired"), store.read(store.keys, "own"), strict=True):
+        assert isinstance(one, PairedRegions) and isinstance(own, Regions)
+        paired = one.boxes, one.student_features, one.teacher_features, one.tags
+        records.append(RegionRecord(one.key, one.width, one.height, *paired, own.boxes, own.features, own.tags))
+    return records
 
 
 def _summary(paths: list[Path]) -> dict[str, Any]:
