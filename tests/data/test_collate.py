@@ -1,4 +1,4 @@
-"""Batches: names, shapes, layout, and who may attend to whom."""
+"""Batches: names, shapes, layout, and who may attend to whom. Where nothing else is said, all are as long as the budgets."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FEATURES = {"student_regions": 11, "teacher_regions": 13}
 def batch_of(corpus, store, tokenizer, text):
     """batch_of(CaptioningSet, view=..., condition=...) -> (data set, one batch of its first six samples)."""
 
-    def build(kind, view="paired", **options):
+    def build(kind, view="paired", padding="max_length", **options):
         if kind is VQASet:
             options["answers"] = AnswerVocabulary.of_corpus(corpus)
-        dataset = kind(corpus, store, tokenizer, text, view, **options)
+        dataset = kind(corpus, store, tokenizer, text, view, padding=padding, **options)
         return dataset, dataset.collator([dataset[index] for index in range(B)])
 
     return build

@@ -24,7 +24,7 @@ def make(store, corpus, tokenizer, text):
     def build(kind, view, *, source=store, condition="picture", **settings):
         options = {"answers": AnswerVocabulary.of_corpus(corpus)} if kind is VQASet else {}
         changed = text.model_copy(update=settings)
-        return kind(corpus, source, tokenizer, changed, view, condition=condition, **options)
+        return kind(corpus, source, tokenizer, changed, view, condition=condition, padding="max_length", **options)
 
     return build
 

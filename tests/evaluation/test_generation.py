@@ -14,14 +14,16 @@ from vlkd.evaluation.generation import search_captions
 BUDGET_OPTIONS = {"beam": 3, "max_tokens": 8}
 
 
-def make_set(exam, condition="picture", view="paired"):
-    return CaptioningSet(exam.corpus, exam.source, exam.tokenizer, exam.recipe.text, view, condition=condition)
+def make_set(exam, condition="picture", view="paired", **options):
+    return CaptioningSet(
+        exam.corpus, exam.source, exam.tokenizer, exam.recipe.text, view, condition=condition, **options
+    )
 
 
 def step_by_hand(collator, prompts, rows, words):
     """``[CLS] words [MASK] | tags | regions`` of each hypothesis, every token where training put it.
 
-    ``rows`` [N] names the prompt that a hypothesis continues, ``words`` [N, t] are its words so far.
+    ``rows`` [N] names the prompt, as long as the budgets, that a hypothesis continues, ``words`` [N, t] are its words so far.
     """
     budget, length = collator.text_budget, words.shape[1] + 2
     words = torch.nn.functional.pad(words, (1, 0), value=collator.tokens.cls)
@@ -34,7 +36,7 @@ def step_by_hand(collator, prompts, rows, words):
     }
     batch = {name: torch.cat((x, prompts[name][rows, budget:]), dim=1) for name, x in caption.items()}
     valid = batch["valid"]
-    structure = captioning_mask(length, valid.shape[1] - length)
+    structure = captioning_mask(torch.full((len(valid),), length), valid.shape[1])
     batch["attention_mask"] = structure & valid[:, None, :] & valid[:, :, None]
     return batch | {name: prompts[name][rows] for name in prompts if name.endswith("_regions")}
 
@@ -58,12 +60,11 @@ def uncached_scorer(model, dataset, prompts):
 @torch.no_grad()
 def test_cached_search_equals_full_forward_passes(exam, captioner, condition, beam):
     dataset = make_set(exam, condition)
-    prompts = dataset.prompts(range(len(dataset)))
-    cached = search_captions(
-        captioner, model_inputs(prompts, "student"), dataset, beam=beam, max_tokens=BUDGET_OPTIONS["max_tokens"]
-    )
+    every = range(len(dataset))
+    prompts = model_inputs(dataset.prompts(every), "student")
+    cached = search_captions(captioner, prompts, dataset, beam=beam, max_tokens=BUDGET_OPTIONS["max_tokens"])
     full = beam_search(
-        uncached_scorer(captioner, dataset, prompts),
+        uncached_scorer(captioner, dataset, make_set(exam, condition, padding="max_length").prompts(every)),
         len(dataset),
         end=exam.tokenizer.sep_token_id,
         width=beam,

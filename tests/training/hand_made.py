@@ -31,6 +31,9 @@ class HandMadeSet:
     def __len__(self) -> int:
         return self.size
 
+    def length(self, index: int) -> int:
+        return int(self[index]["valid"].sum())
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(1000 * self.epoch + index)
         words = torch.randint(5, VOCABULARY, (TEXT,), generator=generator)
@@ -99,6 +102,7 @@ def make_inputs(task: str, fingerprint: str = "hand-made", **settings) -> StageI
         region_dims={"student": STUDENT_DIM, "teacher": TEACHER_DIM},
         vocab_size=VOCABULARY,
         fingerprint=fingerprint,
+        max_length=TEXT + REGIONS + settings.get("padding", 0),
         answers=Answers(torch.zeros(ANSWERS), [[5]] * ANSWERS, mask_id=None) if task == "vqa" else None,
     )
 

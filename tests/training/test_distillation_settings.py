@@ -139,7 +139,8 @@ def test_the_queue_holds_the_teachers_pooled_sequences(build: Callable[..., Meth
     trainer = build(pooling="mean")
     rows, ids = [], []
     for step in range(SCHEDULE.steps):
-        samples = [trainer.stream[step * SCHEDULE.batch + position] for position in range(SCHEDULE.batch)]
+        as_drawn = trainer.stream.step_order(step).argsort().tolist()
+        samples = [trainer.stream[step * SCHEDULE.batch + position] for position in as_drawn]
         batch = trainer.data_collator(samples)
         rows += _pooled(trainer.teacher(batch).hidden, batch["distill_mask"])
         ids += batch["picture_ids"][batch["distill_mask"].any(1)].tolist()

@@ -58,13 +58,13 @@ def misaligned(recipe: Recipe, models: dict[str, Path]) -> Callable[[str], Stage
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[tuple[Tensor, ...]]]:
-    """Region width → the (token ids, regions, attention mask) of every pass of an encoder that reads such regions."""
+    """Region width → the (token ids, token types, regions, attention mask) of every pass of an encoder that reads such regions."""
     passes: dict[int, list[tuple[Tensor, ...]]] = {STUDENT_DIM: [], TEACHER_DIM: []}
     forward = VLModel.forward
 
-    def spied(self, input_ids, token_type_ids, position_ids, regions, attention_mask):
-        passes[regions.shape[-1]].append((input_ids, regions, attention_mask))
-        return forward(self, input_ids, token_type_ids, position_ids, regions, attention_mask)
+    def spied(self, input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index):
+        passes[regions.shape[-1]].append((input_ids, token_type_ids, regions, attention_mask))
+        return forward(self, input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index)
 
     monkeypatch.setattr(VLModel, "forward", spied)
     return passes
@@ -90,14 +90,16 @@ def test_each_model_receives_its_own_tags_and_regions(
     train_stage(tmp_path / "run", recipe, misaligned(task), data)
     student, teacher = seen[STUDENT_DIM], seen[TEACHER_DIM]
     assert len(student) == len(teacher) == 2  # a pass a step
-    text = recipe.text.question if task == "vqa" else recipe.text.caption
-    for (ids_s, regions_s, mask_s), (ids_t, regions_t, mask_t) in zip(student, teacher, strict=True):
+    for (ids_s, types, regions_s, mask_s), (ids_t, types_t, regions_t, mask_t) in zip(student, teacher, strict=True):
         assert _rows(regions_s) == _stored(data.store, "paired", "student_features")
         assert _rows(regions_t) == _stored(data.store, "own", "features")
-        assert torch.equal(ids_s[:, :text], ids_t[:, :text])
+        assert torch.equal(types, types_t) and torch.equal(ids_s[types == 0], ids_t[types == 0])
         if task != "pretraining":  # where nothing is masked
-            assert all(_tags(data, ids) == OWN_TAGS for ids in ids_t[:, text:])
-            assert all(_tags(data, ids) in (TAGS, TAGS[:1]) for ids in ids_s[:, text:])
+            tags_s, tags_t = (
+                [_tags(data, of[tags == 1]) for of, tags in zip(ids, types, strict=True)] for ids in (ids_s, ids_t)
+            )
+            assert set(tags_t) == {OWN_TAGS}
+            assert set(tags_s) == {TAGS, TAGS[:1]}
         assert mask_s.shape == mask_t.shape and not torch.equal(mask_s, mask_t)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     terms = {"attention", "hidden"} | ({"classes"} if task != "pretraining" else set())

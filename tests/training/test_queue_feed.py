@@ -23,7 +23,7 @@ def step() -> tuple[Tensor, Tensor, Tensor]:
 
 def _queue_after(step: tuple[Tensor, Tensor, Tensor], parts: int, tokens: int, number: int = 0) -> RingQueue:
     queue = RingQueue(WIDTH, 64, normalize=False)
-    feed = QueueFeed(queue, tokens, seed=0)
+    feed = QueueFeed(queue, tokens, seed=0, most=LENGTH + 3)
     for part in zip(*(tensor.chunk(parts) for tensor in step), strict=True):
         feed.collect(*part)
     feed.enqueue(number)
@@ -76,12 +76,15 @@ def test_every_rank_ends_with_the_queue_of_one_process(step: tuple[Tensor, Tenso
     valid, pictures = (
         torch.stack([torch.stack([batch[i] for batch in batches]) for batches in of_rank]) for i in (1, 2)
     )
+    valid = torch.nn.functional.pad(valid, (0, 3))  # as the feed gathers it, up to its `most` rows
     own_rows: list[Tensor] = []
 
     def run(rank: int, reduce) -> RingQueue:
         answers = iter((valid, pictures))
         queue = RingQueue(WIDTH, 64, normalize=False)
-        feed = QueueFeed(queue, 20, seed=0, rank=rank, ranks=2, gather=lambda tensor: next(answers), reduce=reduce)
+        feed = QueueFeed(
+            queue, 20, seed=0, most=LENGTH + 3, rank=rank, ranks=2, gather=lambda tensor: next(answers), reduce=reduce
+        )
         for batch in of_rank[rank]:
             feed.collect(*batch)
         feed.enqueue(0)

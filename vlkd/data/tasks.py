@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from vlkd.data.collate import Batch, Collator, Sample, SampleView, Task, stored_view
+from vlkd.data.collate import Batch, Collator, Padding, Sample, SampleView, Task, stored_view
 from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.masking import TokenIds, mask_caption, mask_tokens
 from vlkd.data.store import RegionSource
@@ -45,23 +45,40 @@ class _TaskSet(Dataset[Sample]):
         *,
         seed: int = 0,
         condition: Condition = "picture",
+        padding: Padding = "longest",
     ) -> None:
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.seed = seed
         self.epoch = 0
         self.condition: Condition = condition
-        self.collator = Collator(tokenizer, text, view, source, self.task)
+        self.collator = Collator(tokenizer, text, view, source, self.task, padding)
         self._tokens = TokenIds.of(tokenizer)
         self._text = text
         shown = another_picture(len(corpus)) if condition == "other" else np.arange(len(corpus))
         self._shown = [corpus.keys[index] for index in shown]
         self._tags = self._tag_ids(source.tags(self._shown, stored_view(view)))
         self._own_tags = self._tag_ids(source.tags(self._shown, "own")) if view == "misaligned" else None
+        self._picture_tokens = self._count_picture_tokens(source)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw anew from now on."""
         self.epoch = epoch
+
+    def length(self, index: int) -> int:
+        """Tokens of sample ``index`` in this epoch, regions included, without making it."""
+        raise NotImplementedError
+
+    def _count_picture_tokens(self, source: RegionSource) -> np.ndarray:
+        """[pictures], the places that tags and regions take in a sequence."""
+        if self.condition == "none":
+            return np.zeros(len(self._shown), dtype=np.int64)
+        view = stored_view(self.collator.view)
+        sides = [(self._tags, source.counts(self._shown, view))]
+        if self._own_tags is not None:  # laid out alike, so each list is as long as the longer of the two
+            sides.append((self._own_tags, source.counts(self._shown, "own")))
+        tags, regions = zip(*(([len(words) for words in tags], counts) for tags, counts in sides), strict=True)
+        return np.max(tags, axis=0) + np.max(regions, axis=0)
 
     def _rng(self, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, _STREAMS[self.task], self.epoch, index))
@@ -113,16 +130,24 @@ class PretrainingSet(_TaskSet):
 
     def __getitem__(self, index: int) -> Sample:
         rng = self._rng(index)
-        matched = bool(rng.random() >= self._text.mismatched)
-        source = index if matched else (index + int(rng.integers(1, len(self)))) % len(self)
-        captions = self._captions[source]
-        caption = captions[rng.integers(len(captions))]
+        matched, caption = self._draw(index, rng)
         text, text_labels = mask_tokens(caption, rng, self._tokens, self._text.masking)
         picture = self._picture(index)
         picture["tags"], tags_labels = mask_tokens(picture["tags"], rng, self._tokens, self._text.tags_masking)
         if picture["own_tags"] is not None:  # drawn last, so that all else is drawn as in the view "paired"
             picture["own_tags"], _ = mask_tokens(picture["own_tags"], rng, self._tokens, self._text.tags_masking)
         return Sample(**picture, text=text, text_labels=text_labels, tags_labels=tags_labels, matched=matched)
+
+    def length(self, index: int) -> int:
+        _, caption = self._draw(index, self._rng(index))
+        return len(caption) + int(self._picture_tokens[index])
+
+    def _draw(self, index: int, rng: np.random.Generator) -> tuple[bool, np.ndarray]:
+        """Whether the pair matches, and the caption."""
+        matched = bool(rng.random() >= self._text.mismatched)
+        source = index if matched else (index + int(rng.integers(1, len(self)))) % len(self)
+        captions = self._captions[source]
+        return matched, captions[rng.integers(len(captions))]
 
 
 class CaptioningSet(_TaskSet):
@@ -139,10 +164,20 @@ class CaptioningSet(_TaskSet):
 
     def __getitem__(self, index: int) -> Sample:
         rng = self._rng(index)
-        captions = self._captions[index]
-        caption = captions[rng.integers(len(captions))]
+        caption = self._draw(index, rng)
         text, labels = mask_caption(caption, rng, self._tokens, self._text.masking, self._text.caption_masked)
         return Sample(**self._picture(index), text=text, text_labels=labels)
+
+    def length(self, index: int) -> int:
+        return len(self._draw(index, self._rng(index))) + int(self._picture_tokens[index])
+
+    def _draw(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        captions = self._captions[index]
+        return captions[rng.integers(len(captions))]
+
+    def prompt_length(self, index: int) -> int:
+        """Tokens of a row of :meth:`prompts`."""
+        return 1 + int(self._picture_tokens[index])
 
     def prompts(self, indices: Sequence[int]) -> Batch:
         """A batch to generate from: [CLS], tags and regions."""
@@ -176,6 +211,9 @@ class VQASet(_TaskSet):
     def __getitem__(self, index: int) -> Sample:
         target = self.answers.target(self.questions[index])
         return Sample(**self._picture(self._pictures[index]), text=self._texts[index], answers=target)
+
+    def length(self, index: int) -> int:
+        return len(self._texts[index]) + int(self._picture_tokens[self._pictures[index]])
 
 
 def another_picture(count: int) -> np.ndarray:

@@ -4,8 +4,7 @@ The masked-token captioner predicts word t by reading [MASK] at position t, whic
 tags and the regions. Neither these nor earlier words ever see [MASK] or a later word, so their keys and values
 are computed once: a step passes the latest word, whose states are kept, and [MASK], whose states are dropped.
 
-Letters: P pictures, C tags and regions, T text and tag tokens, R regions, N hypotheses, t words so far,
-D hidden width, V vocabulary.
+Letters: P pictures, C places behind [CLS] (tags and regions), N hypotheses, t words so far, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ class CachedDecoder:
     Args:
         model: the captioner, in eval mode.
         batch: model inputs of prompts, whose text is [CLS] alone.
-        caption_budget: tokens of the batch before the first tag.
         start: [CLS].
         mask: [MASK].
         forbidden: ids that are never generated.
@@ -41,7 +39,6 @@ class CachedDecoder:
         model: VLForCaptioning,
         batch: Batch,
         *,
-        caption_budget: int,
         start: int,
         mask: int,
         forbidden: Tensor,
@@ -49,19 +46,15 @@ class CachedDecoder:
         self._model = model
         self._start, self._mask, self._forbidden = start, mask, forbidden
         self._cache = DynamicCache()
-        # What [CLS] sees beyond the caption: padding and a picture that is kept from the model stay hidden.
-        self._visible = batch["attention_mask"][:, 0, caption_budget:]  # [P, C]
-        self._read_context(batch, caption_budget)
+        # What [CLS] sees behind itself: padding and a picture that is kept from the model stay hidden.
+        self._visible = batch["attention_mask"][:, 0, 1:]  # [P, C]
+        self._read_context(batch)
 
-    def _read_context(self, batch: Batch, caption_budget: int) -> None:
+    def _read_context(self, batch: Batch) -> None:
         """Fill the cache with the keys and values of tags and regions, which see each other and no caption."""
         bert = self._model.bert
-        tags = bert.embeddings(
-            batch["input_ids"][:, caption_budget:],
-            token_type_ids=batch["token_type_ids"][:, caption_budget:],
-            position_ids=batch["position_ids"][:, caption_budget:],
-        )
-        context = torch.cat([tags, bert.region_embeddings(batch["regions"])], dim=1)  # [P, C, D]
+        inputs = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
+        context = bert.embed(**inputs)[:, 1:]  # [P, C, D]
         seen = self._visible[:, None, :] | torch.eye(context.shape[1], dtype=torch.bool, device=context.device)
         bert.encoder(context, attention_mask=_bias(seen, context.dtype), **{_CACHE: self._cache})
 

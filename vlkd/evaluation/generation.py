@@ -48,12 +48,12 @@ def generate_captions(
     model.eval()
     tokenizer, keys = dataset.tokenizer, dataset.corpus.keys
     captions: dict[str, str] = {}
-    for indices in _chunks(len(dataset), batch):
+    for indices in _batches([dataset.prompt_length(index) for index in range(len(dataset))], batch):
         prompts = _to(model.device, model_inputs(dataset.prompts(indices), role))
         found = search_captions(model, prompts, dataset, beam=beam, max_tokens=max_tokens)
         texts = tokenizer.batch_decode([list(hypothesis.tokens) for hypothesis in found])
         captions |= {keys[index]: text for index, text in zip(indices, texts, strict=True)}
-    return captions
+    return {key: captions[key] for key in keys}
 
 
 def search_captions(
@@ -65,7 +65,6 @@ def search_captions(
     decoder = CachedDecoder(
         model,
         prompts,
-        caption_budget=dataset.collator.text_budget,
         start=tokens.cls,
         mask=tokens.mask,
         forbidden=torch.tensor(special, device=model.device),
@@ -78,27 +77,19 @@ def search_captions(
 def answer_questions(model: VLForVQA, dataset: VQASet, role: Role, *, batch: int = 64) -> list[str]:
     """The most likely answer to every question of ``dataset``, in its order."""
     model.eval()
-    answers: list[str] = []
-    for indices in _chunks(len(dataset), batch):
-        inputs = model_inputs(without_padding(dataset.collator([dataset[index] for index in indices])), role)
+    answers = [""] * len(dataset)
+    for indices in _batches([dataset.length(index) for index in range(len(dataset))], batch):
+        inputs = model_inputs(dataset.collator([dataset[index] for index in indices]), role)
         logits = model(**_to(model.device, inputs)).logits  # [B, A]
-        answers += [dataset.answers[best] for best in logits.argmax(dim=1).tolist()]
+        for index, best in zip(indices, logits.argmax(dim=1).tolist(), strict=True):
+            answers[index] = dataset.answers[best]
     return answers
 
 
-def without_padding(batch: Batch) -> Batch:
-    """The batch [B, T + R] of a bidirectional task without the columns that are padding, or hidden, in every row."""
-    used = batch["valid"].any(dim=0)  # [T + R]
-    text_length = batch["input_ids"].shape[1]
-    text, regions = used[:text_length], used[text_length:]
-    columns = dict.fromkeys(("input_ids", "token_type_ids", "position_ids"), text)
-    columns |= {name: regions for name in batch if name.endswith("_regions")}
-    kept = {name: batch[name][:, wanted] for name, wanted in columns.items()}
-    return kept | {"valid": batch["valid"][:, used], "attention_mask": batch["attention_mask"][..., used]}
-
-
-def _chunks(count: int, size: int) -> Iterator[Sequence[int]]:
-    return (range(start, min(start + size, count)) for start in range(0, count, size))
+def _batches(lengths: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Indices of all samples, ``size`` of like length at a time, so that little padding is computed."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return (order[start : start + size] for start in range(0, len(order), size))
 
 
 def _to(device: torch.device, batch: Batch) -> dict[str, Tensor]:

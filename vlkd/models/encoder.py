@@ -1,12 +1,13 @@
 """The visual-linguistic encoder: BERT over [text ; tags ; regions], as in Oscar (arXiv 2004.06165).
 
-Legend: B batch, T text and tag tokens, R regions, L = T + R, D hidden width, F region feature width.
+Legend: B batch, T text and tag tokens, R regions, L places of a sequence, D hidden width, F region feature width.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
 from vlkd.models.configuration import VLConfig
@@ -54,6 +55,23 @@ class VLModel(VLPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
+    def embed(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        regions: Tensor,
+        sequence_index: Tensor | None = None,
+    ) -> Tensor:
+        """What the first layer reads, float [B, L, D]; arguments as in :meth:`forward`."""
+        text = self.embeddings(input_ids, token_type_ids=token_type_ids, position_ids=position_ids)  # [B, T, D]
+        parts = torch.cat((text, self.region_embeddings(regions)), dim=1)  # [B, T + R, D]
+        if sequence_index is None:
+            return parts
+        first = parts.shape[1] * torch.arange(parts.shape[0], device=parts.device)  # [B], a sequence's first row of all
+        # An embedding of rows is gathered fast, and its backward is deterministic on a GPU too.
+        return functional.embedding(sequence_index + first[:, None], parts.flatten(0, 1))
+
     def forward(
         self,
         input_ids: Tensor,
@@ -61,6 +79,7 @@ class VLModel(VLPreTrainedModel):
         position_ids: Tensor,
         regions: Tensor,
         attention_mask: Tensor,
+        sequence_index: Tensor | None = None,
     ) -> Tensor:
         """The last hidden state.
 
@@ -70,12 +89,13 @@ class VLModel(VLPreTrainedModel):
             position_ids: int64 [B, T].
             regions: float [B, R, F].
             attention_mask: bool [B, L, L] or [B, 1, L], True = may attend.
+            sequence_index: int64 [B, L], which row of [text ; regions], from 0 to T + R - 1, stands at each place of the
+                sequence. None: they stand as they are, L = T + R.
 
         Returns:
             float [B, L, D]. Rows of padding are finite and mean nothing.
         """
-        text = self.embeddings(input_ids, token_type_ids=token_type_ids, position_ids=position_ids)  # [B, T, D]
-        hidden = torch.cat((text, self.region_embeddings(regions)), dim=1)  # [B, L, D]
+        hidden = self.embed(input_ids, token_type_ids, position_ids, regions, sequence_index)
         bias = attention_bias(attention_mask, hidden.dtype)
         return self.encoder(hidden, attention_mask=bias).last_hidden_state
 

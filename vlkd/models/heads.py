@@ -1,6 +1,7 @@
 """The encoder with a head for each task.
 
-Legend: B batch, T text and tag tokens, R regions, L = T + R, D hidden width, V vocabulary, A answers.
+Legend: B batch, T text and tag tokens, R regions, L places of a sequence (its words come first), D hidden width, V vocabulary,
+A answers.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class VLForPreTraining(_LanguageModel):
         position_ids: Tensor,
         regions: Tensor,
         attention_mask: Tensor,
+        sequence_index: Tensor | None = None,
         logit_positions: Tensor | None = None,
     ) -> VLOutput:
         """Inputs as in :meth:`VLModel.forward`.
@@ -79,7 +81,7 @@ class VLForPreTraining(_LanguageModel):
         ``logit_positions`` (bool [B, T]) asks for the vocabulary logits of these n tokens only, in row-major order:
         ``logits`` is then [n, V] instead of [B, T, V], the same numbers at a fraction of the cost.
         """
-        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask)
+        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index)
         logits = self._language_logits(hidden, input_ids.shape[1], logit_positions)
         return VLOutput(hidden, logits, self.cls.seq_relationship(self.bert.pool(hidden)))
 
@@ -100,10 +102,11 @@ class VLForCaptioning(_LanguageModel):
         position_ids: Tensor,
         regions: Tensor,
         attention_mask: Tensor,
+        sequence_index: Tensor | None = None,
         logit_positions: Tensor | None = None,
     ) -> VLOutput:
         """As :meth:`VLForPreTraining.forward`, without matching."""
-        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask)
+        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index)
         return VLOutput(hidden, self._language_logits(hidden, input_ids.shape[1], logit_positions))
 
 
@@ -160,9 +163,10 @@ class VLForVQA(VLPreTrainedModel):
         position_ids: Tensor,
         regions: Tensor,
         attention_mask: Tensor,
+        sequence_index: Tensor | None = None,
     ) -> VLOutput:
         """Inputs as in :meth:`VLModel.forward`; ``logits`` is [B, A], one independent score an answer."""
-        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask)
+        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index)
         return VLOutput(hidden, self.classifier(self.dropout(self._summary(hidden, input_ids))))
 
     def _summary(self, hidden: Tensor, input_ids: Tensor) -> Tensor:

@@ -118,7 +118,15 @@ class Schedule(_Section):
     batch: int = Field(
         default=64, ge=1, description="samples an optimizer step, all accumulated micro-batches together"
     )
-    accumulation: int = Field(default=1, ge=1, description="micro-batches the batch is split into")
+    accumulation: int = Field(
+        default=1, ge=1, description="micro-batches the batch is split into, samples of like length together"
+    )
+    length_window: int = Field(
+        default=1,
+        ge=1,
+        description="steps whose samples are sorted by length before they are cut into batches: less padding, but other batches; "
+        "1 leaves every batch as it was drawn",
+    )
     lr: float = Field(default=5e-5, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps")

@@ -1,6 +1,6 @@
 """Attention maps side by side: how much one word of the text attends to each region, drawn on the picture.
 
-Letters: H heads, L tokens, T text and tag tokens, R regions, Dh head width.
+Letters: H heads, L places of the sequence, T text and tag tokens, R regions, Dh head width.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vlkd.report.story import AttentionExample
 from vlkd.report.style import INK, MUTED, png
 from vlkd_kernels import attention_map
 
-_INPUTS = ("input_ids", "token_type_ids", "position_ids", "attention_mask")
+_INPUTS = ("input_ids", "token_type_ids", "position_ids", "attention_mask", "sequence_index")
 _DARK = 0.22  # brightness of what nobody looks at
 _EDGE = "#ffd166"
 
 
 @torch.no_grad()
 def region_attention(model: nn.Module, batch: Mapping[str, Tensor], regions: str) -> Tensor:
-    """Attention of every text token over the regions, last layer, mean over heads: [T, R], fp32.
+    """Attention of every text token over the regions and the padding behind them, last layer, mean over heads, fp32 [T, at least R].
 
     ``batch`` holds one picture (B = 1); ``regions`` is the key of the features that ``model`` reads. The map is computed
     from the captured queries and keys, over what a token may see.
@@ -34,13 +34,15 @@ def region_attention(model: nn.Module, batch: Mapping[str, Tensor], regions: str
     was_training = model.training
     model.eval()
     with capture_attention(model) as captured:
-        model(**{name: batch[name] for name in _INPUTS}, regions=batch[regions])
+        model(**{name: batch[name] for name in _INPUTS if name in batch}, regions=batch[regions])
     model.train(was_training)
     query, key, scale = captured[-1]  # [1, H, L, Dh]
     visible = batch["attention_mask"][0] | torch.eye(query.shape[2], dtype=torch.bool, device=query.device)
     text = batch["input_ids"].shape[1]
     maps = attention_map(query, key, scale=scale, attn_mask=visible, heads="mean", rows=range(text))  # [1, T, L]
-    return maps[0, :, text:].float()
+    index = batch.get("sequence_index")
+    of_regions = torch.arange(maps.shape[-1]) >= text if index is None else index[0].cpu() >= text
+    return maps[0, :, of_regions].float()
 
 
 def attention_example(

@@ -61,6 +61,7 @@ class StageInputs:
         region_dims: ``student`` and ``teacher`` → width of their region features.
         vocab_size: of the tokenizer.
         fingerprint: names all of it, for :class:`vlkd.runs.Run`.
+        max_length: places of the longest sequence that a batch can hold.
         answers: how a VQA head starts; None without questions.
         keys: of the pictures, for messages.
     """
@@ -70,6 +71,7 @@ class StageInputs:
     region_dims: Mapping[str, int]
     vocab_size: int
     fingerprint: str
+    max_length: int
     answers: Answers | None = None
     keys: Sequence[str] = ()
 
@@ -151,6 +153,7 @@ class StageData:
             {"student": self.store.student_dim, "teacher": self.store.teacher_dim},
             len(self.tokenizer),
             self.fingerprint,
+            samples.collator.max_length,
             answers,
             corpus.keys,
         )

@@ -19,7 +19,7 @@ from vlkd.errors import VlkdError
 from vlkd.locks import locked
 from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder, load_model, start_from
 from vlkd.objectives import paired_layers
-from vlkd.recipes import CHANGES_NO_NUMBER, Distillation, Recipe
+from vlkd.recipes import CHANGES_NO_NUMBER, Distillation, Recipe, Schedule
 from vlkd.runs import Run
 from vlkd.training.arguments import process_state, training_arguments
 from vlkd.training.callbacks import MetricsFile, ProgressBar, TimeKept
@@ -165,13 +165,26 @@ def build_trainer(folder: Path, recipe: Recipe, stage: Stage, inputs: StageInput
         Trained(model, stage.role, teacher_width, attends="attention" in weights, layers=layers),
         Method(weights, model.config.num_attention_heads, distillation, queue, len(layers)),
         arguments,
-        stream=SampleStream(inputs.samples, stage.schedule.steps * stage.schedule.batch, seed),
+        stream=_stream(stage.schedule, inputs, seed, state.num_processes, sort=not distillation.in_batch),
         collator=inputs.collate,
         teacher=teacher,
         queue_tokens=distillation.queue_tokens,
+        max_length=inputs.max_length,
         check_steps=training.check_steps,
         name_of=inputs.name_of,
         callbacks=[MetricsFile(folder / METRICS)],
+    )
+
+
+def _stream(schedule: Schedule, inputs: StageInputs, seed: int, ranks: int, sort: bool) -> SampleStream:
+    """The samples of all steps. Not sorted, a step's samples come as they were drawn: their micro-batch is then part of the loss."""
+    return SampleStream(
+        inputs.samples,
+        schedule.steps * schedule.batch,
+        seed,
+        batch=schedule.batch,
+        micro_batches=schedule.accumulation * ranks if sort else 1,
+        window=schedule.length_window,
     )
 
 

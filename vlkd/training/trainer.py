@@ -41,6 +41,9 @@ class MethodTrainer(Trainer):
         trained: what the optimizer trains.
         teacher: frozen, None without distillation.
         stream: all samples in the order of use.
+        collator: list of samples → batch.
+        queue_tokens: most rows that a step enqueues.
+        max_length: places of the longest sequence that the collator gives.
         check_steps: first optimizer steps that a :class:`ParityGuard` watches.
         name_of: names a picture by its id, for messages.
 
@@ -58,6 +61,7 @@ class MethodTrainer(Trainer):
         collator: Any,
         teacher: Teacher | None = None,
         queue_tokens: int = 0,
+        max_length: int = 0,
         check_steps: int = 0,
         name_of: Callable[[int], str] = str,
         callbacks: list[TrainerCallback] | None = None,
@@ -78,7 +82,7 @@ class MethodTrainer(Trainer):
         self._finite = FiniteWatch(
             tuple(method.weights), arguments.device, self.checkpoints, name_of, self._first_picture, self._gather
         )
-        self._feed = self._make_feed(method.queue, queue_tokens) if method.queue is not None else None
+        self._feed = self._make_feed(method.queue, queue_tokens, max_length) if method.queue is not None else None
         self._row_began: tuple[float, int] | None = None  # seconds and step at which the next row of metrics begins
         self._memory: dict[str, Tensor] | None = None  # what a checkpoint adds to the model, while one is being saved
 
@@ -160,13 +164,15 @@ class MethodTrainer(Trainer):
     def _close_step(self) -> None:
         self.ledger.close_step()
         if self._feed:
-            self._feed.enqueue(self.state.global_step)
+            step = self.state.global_step
+            self._feed.enqueue(step, self.stream.step_order(step) if self.stream.is_sorted else None)
 
-    def _make_feed(self, queue: RingQueue, tokens: int) -> QueueFeed:
+    def _make_feed(self, queue: RingQueue, tokens: int, max_length: int) -> QueueFeed:
         return QueueFeed(
             queue.to(self.args.device),
             tokens,
             self.args.seed,
+            1 if self.method.distillation.pooling == "mean" else max_length,
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
             gather=self._gather,

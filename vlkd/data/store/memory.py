@@ -44,3 +44,7 @@ class RegionMemory:
         """As :meth:`RegionStore.tags`."""
         records = [self._records[key] for key in keys]
         return [record.tags if view == "paired" else record.own_tags for record in records]
+
+    def counts(self, keys: Sequence[str], view: View) -> list[int]:
+        """As :meth:`RegionStore.counts`."""
+        return [len(item.boxes) for item in self.read(keys, view)]

@@ -37,6 +37,8 @@ class RegionSource(Protocol):
 
     def tags(self, keys: Sequence[str], view: View) -> list[tuple[str, ...]]: ...
 
+    def counts(self, keys: Sequence[str], view: View) -> list[int]: ...
+
 
 class RegionStore:
     """A store on disk, opened with :meth:`open`, written by :func:`vlkd.data.write_store`.
@@ -145,6 +147,11 @@ class RegionStore:
     def tags(self, keys: Sequence[str], view: View) -> list[tuple[str, ...]]:
         """The object words of ``keys``, without touching their features."""
         return [tuple(self._batches[place][TAGS[view]][row].as_py()) for place, row in self._places(keys, view)]
+
+    def counts(self, keys: Sequence[str], view: View) -> list[int]:
+        """How many regions each of ``keys`` has, without touching their features."""
+        ends = ((self._list(BOXES[view], place)[0], row) for place, row in self._places(keys, view))
+        return [(offsets[row + 1] - offsets[row]) // 4 for offsets, row in ends]
 
     def _read(self, key: str, view: View) -> Regions | PairedRegions:
         ((place, row),) = self._places([key], view)
