@@ -55,9 +55,11 @@ def test_no_corpus_there(tmp_path) -> None:
         {"questions": [[]] * 5 + [["what ?"]]},
         {"questions": [[]] * 5 + [[{"kind": "", "text": "what ?"}]]},
         {"questions": [[]] * 5 + [[{"kind": "", "text": "what ?", "answer": None}]]},
+        {"questions": [[]] * 5 + [[{"kind": "", "text": "what ?", "answer": "", "scores": [[]]}]]},
+        {"keys": "abcdef"},
         {"split": None},
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_a_corpus_of_other_types_is_refused(change: dict, corpus, tmp_path) -> None:
     corpus.save(tmp_path / "corpus.json")

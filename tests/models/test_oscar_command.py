@@ -62,3 +62,12 @@ def test_a_checkpoint_for_other_data_is_refused(checkpoint: Path, tmp_path: Path
     (tmp_path / "again" / "tokenizer").rename(tmp_path / "data" / "tokenizer")
     with pytest.raises(VlkdError, match="reads regions of 10 numbers, but the data have 13"):
         run(*stage[:-1], tmp_path / "other")
+
+
+def test_a_part_may_start_afresh_as_the_error_says(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(VlkdError, match=r"name what may start afresh or go unused \(--may-differ NAME\."):
+        run("checkpoint", checkpoint, tmp_path / "model", "--task", "captioning")
+    told = run(
+        "checkpoint", checkpoint, tmp_path / "model", "--task", "captioning", "--may-differ", "cls.seq_relationship."
+    )
+    assert "matched" in told and (tmp_path / "model" / "model.safetensors").is_file()

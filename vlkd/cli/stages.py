@@ -178,6 +178,10 @@ def checkpoint(
             help="Data folder that gets the checkpoint's tokenizer; do this before anything is trained on it."
         ),
     ] = None,
+    may_differ: Annotated[
+        list[str] | None,
+        typer.Option(help="Beginning of the names of tensors that may start afresh or go unused; may be given again."),
+    ] = None,
 ) -> None:
     """Turn a checkpoint of Oscar or VinVL into a model of ours, and say where every tensor went.
 
@@ -191,7 +195,7 @@ def checkpoint(
     for place in (out, *([data / "tokenizer"] if data else [])):
         if place.exists():
             raise VlkdError(f"'{place}' exists already: choose another folder, or delete it first.")
-    model, report = load_oscar(folder, task)  # type: ignore[arg-type]
+    model, report = load_oscar(folder, task, may_differ=may_differ or ())  # type: ignore[arg-type]
     tokenizer = load_oscar_tokenizer(folder)
     model.save_pretrained(out)
     permit_as_umask(out)

@@ -152,7 +152,9 @@ class Corpus:
         content = _read_json(Path(path), "corpus")
         try:
             split, keys, captions, questions = (content[name] for name in ("split", "keys", "captions", "questions"))
-            if not (isinstance(split, str) and len(set(keys)) == len(keys) == len(captions) == len(questions)):
+            if not isinstance(split, str) or not all(isinstance(of, list) for of in (keys, captions, questions)):
+                raise TypeError
+            if not len(set(keys)) == len(keys) == len(captions) == len(questions):
                 raise TypeError
             rows = zip(keys, captions, questions, strict=True)
             texts = [_checked_texts(*row, f"'{path}', picture {short(row[0])}") for row in rows]
@@ -260,7 +262,9 @@ def _checked_texts(key: Any, captions: Any, questions: Any, place: str) -> tuple
 
 def _question(content: Any, place: str) -> Question:
     scores = _only(list, content.get("scores", []) if isinstance(content, dict) else None)
-    soft = tuple((_only(str, answer), checked_score(score, place)) for answer, score in map(tuple, scores))
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in scores):
+        raise TypeError
+    soft = tuple((_only(str, answer), checked_score(score, place)) for answer, score in scores)
     number = content.get("id")
     return Question(
         _only(str, content["kind"]), checked_text(_only(str, content["text"]), "question", place),

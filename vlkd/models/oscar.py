@@ -359,7 +359,7 @@ def _account(
     for ours in refused(other_shape):
         raise VlkdError(
             f"'{names[ours]}' in '{source}' is {_described(theirs[names[ours]])}, but a {kind} of the config.json beside "
-            f"it has {_described(own[ours])}: mend config.json, or name '{ours.rpartition('.')[0]}.' in may_differ to start that part afresh."
+            f"it has {_described(own[ours])}: mend config.json, or start that part afresh ({_naming(ours.rpartition('.')[0] + '.')})."
         )
     _refuse_strangers(refused(missing), [names[ours] for ours in refused(unexpected)], source, kind)
     reversed_rows = tuple(name for name in _MATCHING if name in matched)
@@ -371,12 +371,17 @@ def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
+def _naming(name: str) -> str:
+    """How the command and how Python is told that a part may differ."""
+    return f"--may-differ {name}, in Python may_differ={name!r}"
+
+
 def _refuse_mlp(classifier: Sequence[str], source: Path, kind: str) -> None:
     if any(re.search(r"classifier\.\d", name) for name in classifier):
         raise VlkdError(
             f"'{source}' has a classifier of several layers ('{classifier[0]}', from Oscar's --classifier mlp), but a "
-            f"{kind} has one linear layer: give a checkpoint with --classifier linear, or name 'classifier.' in "
-            "may_differ to start that layer afresh."
+            f"{kind} has one linear layer: give a checkpoint with --classifier linear, or start that layer afresh "
+            f"({_naming('classifier.')})."
         )
 
 
@@ -388,8 +393,8 @@ def _refuse_strangers(missing: Sequence[str], unexpected: Sequence[str], source:
         states.append(f"has {len(unexpected)} tensors that a {kind} has not, first '{unexpected[0]}'")
     if states:
         raise VlkdError(
-            f"'{source}' {' and '.join(states)}: load it for the task it was trained for, mend config.json, or name in "
-            "may_differ what may start afresh or go unused."
+            f"'{source}' {' and '.join(states)}: load it for the task it was trained for, mend config.json, or name what may "
+            f"start afresh or go unused ({_naming('NAME.')})."
         )
 
 

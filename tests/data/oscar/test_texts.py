@@ -7,7 +7,7 @@ import pickle
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -177,7 +177,9 @@ def test_images_that_are_none_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ours", ["NFC", "NFD"])
 @pytest.mark.parametrize("theirs", ["NFC", "NFD"])
-def test_names_meet_however_their_accents_are_written(ours: str, theirs: str, tmp_path: Path) -> None:
+def test_names_meet_however_their_accents_are_written(
+    ours: Literal["NFC", "NFD"], theirs: Literal["NFC", "NFD"], tmp_path: Path
+) -> None:
     name, other = (unicodedata.normalize(form, "été") for form in (ours, theirs))
     captions = written(tmp_path, f"picture,caption\n{name}.png,summer\n".encode(), "captions.csv")
     questions = written(tmp_path, f"picture,question,answer\n{other},what ?,summer\n".encode(), "questions.csv")
