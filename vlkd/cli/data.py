@@ -32,7 +32,8 @@ class Kept(str, Enum):
 
 
 _FEATURES = (
-    "*.feature.tsv, Oscar+'s features.tsv, the extractor's predictions with features, a .pt dict, or an Oscar YAML"
+    "*.feature.tsv, Oscar+'s features.tsv, the extractor's predictions with features, LXMERT's or bottom-up attention's TSV, a .pt, "
+    ".npz or .safetensors of key -> [n, dim], or an Oscar YAML"
 )
 Student = Annotated[Path | None, typer.Option(help=f"The student's detector's features of its boxes: {_FEATURES}.")]
 Teacher = Annotated[Path | None, typer.Option(help="The teacher's detector's features of the *same* boxes.")]
@@ -63,6 +64,16 @@ Least = Annotated[
 ]
 Answers = Annotated[Path | None, typer.Option(help="trainval_ans2label.pkl, or the same dict as JSON.")]
 Stored = Annotated[StoredAs, typer.Option(help="What base64 features are made of.")]
+Classes = Annotated[
+    Path | None,
+    typer.Option(
+        help="Names of the class numbers in LXMERT's TSV of the student's detector, one a line (objects_vocab.txt)."
+    ),
+]
+OwnClasses = Annotated[Path | None, typer.Option(help="The same for the teacher's own regions.")]
+KeptAs = Annotated[
+    Kept, typer.Option(help="Features in the store; float16 halves it, and holds no number beyond 65,504.")
+]
 
 
 @app.command("import")
@@ -81,7 +92,9 @@ def import_(
     annotations: Annotations = None,
     stored_as: Stored = StoredAs.float32,
     split: Annotated[str, typer.Option(help="What the texts are for: train, validation, test, …")] = "train",
-    dtype: Annotated[Kept, typer.Option(help="Features in the store; float16 halves it.")] = Kept.float16,
+    dtype: KeptAs = Kept.float16,
+    classes: Classes = None,
+    own_classes: OwnClasses = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes that read side by side.")] = 1,
     least: Least = 9,
 ) -> None:
@@ -92,7 +105,20 @@ def import_(
     """
     from vlkd.data.oscar import import_oscar
 
-    sources = _sources(student, teacher, own, tags, own_tags, captions, questions, answers, annotations, stored_as)
+    sources = _sources(
+        student,
+        teacher,
+        own,
+        tags,
+        own_tags,
+        captions,
+        questions,
+        answers,
+        annotations,
+        stored_as,
+        classes,
+        own_classes,
+    )
     imported = import_oscar(sources, out, split=split, dtype=dtype.value, jobs=jobs, least=least, tell=typer.echo)
     store = imported.store
     typer.echo(
@@ -154,6 +180,9 @@ def validate(
     answers: Answers = None,
     annotations: Annotations = None,
     stored_as: Stored = StoredAs.float32,
+    dtype: KeptAs = Kept.float16,
+    classes: Classes = None,
+    own_classes: OwnClasses = None,
     split: Annotated[str, typer.Option(help="What the texts are for: train, validation, test, …")] = "train",
     least: Least = 9,
     data: Annotated[
@@ -168,14 +197,27 @@ def validate(
     """
     from vlkd.data.oscar import validate as find
 
-    sources = _sources(student, teacher, own, tags, own_tags, captions, questions, answers, annotations, stored_as)
+    sources = _sources(
+        student,
+        teacher,
+        own,
+        tags,
+        own_tags,
+        captions,
+        questions,
+        answers,
+        annotations,
+        stored_as,
+        classes,
+        own_classes,
+    )
     fatal = notes = 0
     pictures = None
     if data is not None:
         from vlkd.data import RegionStore
 
         pictures = RegionStore.open(data / "store").keys
-    for finding in find(sources, pictures, split=split, least=least):
+    for finding in find(sources, pictures, split=split, least=least, dtype=dtype.value):
         fatal, notes = fatal + finding.fatal, notes + (not finding.fatal)
         typer.echo(f"{'error' if finding.fatal else 'note'}: {finding.problem}")
     typer.echo(f"{fatal} errors, {notes} notes." if fatal or notes else "Nothing found: all files fit together.")
@@ -195,10 +237,24 @@ def index(files: Annotated[list[Path], typer.Argument(help="TSV files.")]) -> No
 def _sources(
     student: Path | None, teacher: Path | None, own: Path | None, tags: Path | None, own_tags: Path | None,
     captions: Path | None, questions: Path | None, answers: Path | None, annotations: Path | None, stored_as: StoredAs,
+    classes: Path | None, own_classes: Path | None,
 ) -> Sources:  # fmt: skip
     from vlkd.data.oscar import Sources
 
-    return Sources(student, teacher, own, tags, own_tags, captions, questions, answers, annotations, stored_as.value)
+    return Sources(
+        student,
+        teacher,
+        own,
+        tags,
+        own_tags,
+        captions,
+        questions,
+        answers,
+        annotations,
+        stored_as.value,
+        classes,
+        own_classes,
+    )
 
 
 def _told(corpus, out: Path, split: str) -> str:

@@ -15,8 +15,8 @@ from oscar_files import ANSWERS, CAPTIONS, KEYS, SIZES, boxes, features, write_a
 import vlkd.data.oscar.importing
 from vlkd.data import AnswerVocabulary, Corpus
 from vlkd.data.oscar import Sources, import_oscar
+from vlkd.data.oscar.pictures import Pictures
 from vlkd.data.oscar.plain_pickle import read_plain_pickle
-from vlkd.data.oscar.sources import Pictures
 from vlkd.data.oscar.texts import read_captions
 from vlkd.errors import VlkdError
 from vlkd.regions.paired import RegionRecord, geometry

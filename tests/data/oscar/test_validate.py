@@ -141,8 +141,11 @@ def broken_tags(folder: Path, sources: Sources) -> None:
 # what each says, and whether an import refuses the files
 MISTAKES: dict[Callable[[Path, Sources], None], tuple[str, bool]] = {
     no_index: (r"teacher.feature.tsv' has no .lineidx beside it: .*`vlkd data index", False),
-    index_of_another_file: (r"teacher.feature.lineidx' says that row 2 begins at byte 5, but no row of", True),
-    index_too_short: (r"teacher.feature.lineidx' has 1 rows, but 'teacher.feature.tsv' has more", True),
+    index_of_another_file: (
+        r"teacher.feature.lineidx' says that row 2 begins at byte 5, where no row begins: it is of another file",
+        True,
+    ),
+    index_too_short: (r"teacher.feature.lineidx' has 1 rows, but the TSV has more", True),
     another_order: (
         r"teacher.feature.tsv', line 1: key '101', where .*student.feature.tsv' has '42': .* by order",
         False,
@@ -171,7 +174,10 @@ MISTAKES: dict[Callable[[Path, Sources], None], tuple[str, bool]] = {
     truncated_line: (r"line 3, key '101': expected JSON", True),
     a_key_twice: (r"teacher.feature.tsv', line 4: key '42' stands in line 1 already", True),
     a_picture_too_few: (r"teacher.feature.tsv' has no features of 1 of the 3 pictures .* the first '101'", True),
-    broken_tags: (r"student.label.tsv', line 1, key '42': expected a JSON list of objects with 'class'", True),
+    broken_tags: (
+        r"student.label.tsv', line 1, key '42', object 0 .*: expected a JSON list of objects with 'class'",
+        True,
+    ),
 }
 
 

@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from vlkd.data.oscar.corpora import import_texts
+from vlkd.data.oscar.pictures import Finding
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.oscar.tsv import TsvFile, write_lineidx
-from vlkd.data.oscar.validate import Finding, validate
+from vlkd.data.oscar.validate import validate
 from vlkd.lazy import lazily
 
 if TYPE_CHECKING:

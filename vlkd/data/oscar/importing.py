@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.merging import Tell, add_texts
 from vlkd.data.oscar.corpora import LEAST, matched, new_texts, read_texts
-from vlkd.data.oscar.sources import Pictures, Sources
+from vlkd.data.oscar.pictures import Pictures
+from vlkd.data.oscar.sources import Sources
 from vlkd.data.store import FeatureType, RegionStore, finish_store, part_name, unfinished_folder, write_part
 from vlkd.errors import VlkdError
 from vlkd.progress import track
@@ -51,7 +54,8 @@ def import_oscar(
 ) -> Imported:
     """Write ``folder/store``, ``folder/<split>.json`` and ``folder/answers.json``.
 
-    Stopped at any moment, the same call goes on: finished parts of the store are kept.
+    Stopped at any moment, the same call goes on: finished parts of the store are kept, unless a file has changed since.
+    Where a file is wrong nothing is left, so that the call can be given again for the mended one.
 
     Args:
         sources: the files.
@@ -68,58 +72,98 @@ def import_oscar(
     folder = Path(folder)
     sources = sources.resolved()
     corpus, answers, tags = read_texts(sources, split)
-    pictures = Pictures(sources, tags)
+    pictures = _open(sources, tags, dtype)
     if corpus is not None:
         corpus = matched(corpus, pictures.keys, sources)
-    fingerprint = _fingerprint(sources, dtype)
     parts = unfinished_folder(folder / "store")
-    _begin(parts, fingerprint, folder)
-    blocks = [
-        range(first, min(first + PICTURES_A_PART, len(pictures.keys)))
-        for first in range(0, len(pictures.keys), PICTURES_A_PART)
-    ]
-    missing = [(number, block) for number, block in enumerate(blocks) if not (parts / part_name(number)).exists()]
-    write = partial(_write_block, sources, tags, parts, dtype)
-    if jobs > 1:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            numbers, ranges = [number for number, _ in missing], [block for _, block in missing]
-            for _ in track(pool.map(write, numbers, ranges), "parts of the store", len(missing)):
-                pass
-    else:
-        rows = [row for _, block in missing for row in block]
-        records = (pictures.record(pictures.keys[row]) for row in track(rows, "pictures"))
-        for number, block in missing:
-            write_part(parts / part_name(number), islice(records, len(block)), dtype)
+    _begin(parts, _settings(sources.region_files(), sources, dtype), folder)
+    try:
+        _write_parts(pictures, sources, tags, parts, dtype, jobs)
+    except VlkdError:  # a file is wrong: what was made of it is of no use to the mended one
+        shutil.rmtree(parts, ignore_errors=True)
+        raise
     if corpus is not None:  # before the store, whose being there says that nothing is left to do
         tell(f"Texts of {len(corpus)} of the {len(pictures.keys)} pictures that have regions.")
         corpus = add_texts(folder, new_texts(corpus, answers, sources, least), tell)
-    (parts / _OF).unlink()
+    fingerprint = hashlib.sha256(json.dumps(_settings(sources.files(), sources, dtype)).encode()).hexdigest()[:16]
     store = finish_store(folder / "store", fingerprint)
+    (folder / "store" / _OF).unlink()
     return Imported(store, corpus, answers)
 
 
-def _begin(parts: Path, fingerprint: str, folder: Path) -> None:
-    """Create the folder of parts, or take up the one that is there."""
+def _open(sources: Sources, tags: dict[str, tuple[str, ...]], dtype: FeatureType) -> Pictures:
+    pictures = Pictures(sources, tags, dtype)
+    for finding in pictures.findings:
+        if finding.fatal:
+            raise VlkdError(finding.problem)
+    return pictures
+
+
+def _write_parts(
+    pictures: Pictures, sources: Sources, tags: dict[str, tuple[str, ...]], parts: Path, dtype: FeatureType, jobs: int
+) -> None:
+    """The parts that are not there yet."""
+    blocks = [pictures.keys[first : first + PICTURES_A_PART] for first in range(0, len(pictures.keys), PICTURES_A_PART)]
+    missing = [(number, block) for number, block in enumerate(blocks) if not (parts / part_name(number)).exists()]
+    if jobs > 1:
+        paths = [parts / part_name(number) for number, _ in missing]
+        keys = [block for _, block in missing]
+        with ProcessPoolExecutor(
+            jobs, mp_context=get_context("spawn"), initializer=_begin_process, initargs=(sources, tags, dtype)
+        ) as pool:
+            for _ in track(pool.map(_write_block, paths, keys), "parts of the store", len(missing)):
+                pass
+        return
+    keys = [key for _, block in missing for key in block]
+    records = (pictures.record(key) for key in track(keys, "pictures"))
+    for number, block in missing:
+        write_part(parts / part_name(number), islice(records, len(block)), dtype)
+
+
+_process: list[tuple[Pictures, FeatureType]] = []  # what a process of `jobs` has opened, once for all of its parts
+
+
+def _begin_process(sources: Sources, tags: dict[str, tuple[str, ...]], dtype: FeatureType) -> None:
+    _process[:] = [(Pictures(sources, tags, dtype), dtype)]
+
+
+def _write_block(path: Path, keys: Sequence[str]) -> None:
+    ((pictures, dtype),) = _process
+    write_part(path, (pictures.record(key) for key in keys), dtype)
+
+
+def _settings(paths: list[Path], sources: Sources, dtype: FeatureType) -> dict[str, Any]:
+    """Which files, and how they are: their names and settings, and their sizes and times."""
+    return {
+        "files": [[str(path.resolve()) for path in paths], sources.stored_as, dtype],
+        "stats": [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths],
+    }
+
+
+def _begin(parts: Path, settings: dict[str, Any], folder: Path) -> None:
+    """Create the folder of parts, or take up the one that is there; parts of files that were changed since are made anew.
+
+    Raises:
+        VlkdError: it has parts of other files or settings.
+    """
     mark = parts / _OF
-    if not parts.exists():
-        parts.mkdir(parents=True)
-        write_atomically(mark, json.dumps({"fingerprint": fingerprint}) + "\n")
-    found = json.loads(mark.read_text())["fingerprint"] if mark.is_file() else None
-    if found not in (fingerprint, None):
+    found = _read_mark(mark)
+    if found is not None and found["files"] != settings["files"]:
         raise VlkdError(
             f"'{folder}' holds an unfinished import of other files or settings: finish that one, choose another folder, or delete "
             f"'{parts}'."
         )
+    if parts.exists() and found != settings:
+        shutil.rmtree(parts)
+    parts.mkdir(parents=True, exist_ok=True)
+    if found != settings:
+        write_atomically(mark, json.dumps(settings) + "\n")
 
 
-def _write_block(
-    sources: Sources, tags: dict[str, tuple[str, ...]], parts: Path, dtype: FeatureType, number: int, block: range
-) -> None:
-    pictures = Pictures(sources, tags)
-    write_part(parts / part_name(number), (pictures.record(pictures.keys[row]) for row in block), dtype)
-
-
-def _fingerprint(sources: Sources, dtype: FeatureType) -> str:
-    """Of the files' names, sizes and times."""
-    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sources.files()]
-    return hashlib.sha256(json.dumps([files, sources.stored_as, dtype]).encode()).hexdigest()[:16]
+def _read_mark(path: Path) -> dict[str, Any] | None:
+    """What an unfinished import was of; None where there is none, or one of another version of this program."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"files", "stats"} <= found.keys() else None

@@ -6,12 +6,18 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlkd.data.oscar.containers import require_text
 from vlkd.errors import VlkdError
+from vlkd.keys import normal_key, shown
 from vlkd.runs import write_atomically
+
+_BOM = b"\xef\xbb\xbf"
+_LONGEST_KEY = 1000  # characters
+_MOST_PROBLEMS = 5  # of a file's keys that are told one by one
 
 
 class TsvFile:
-    """A TSV, mapped into memory; any row in any order.
+    """A TSV in UTF-8, mapped into memory; any row in any order. Blank lines at its end are no rows.
 
     Attributes:
         path: of the TSV.
@@ -19,44 +25,71 @@ class TsvFile:
         indexed: whether they were read from a ``.lineidx``.
 
     Raises:
-        VlkdError: there is no such file, it is empty, or its ``.lineidx`` belongs to another one.
+        VlkdError: there is no such file, it is empty, compressed or in another encoding, or its ``.lineidx`` belongs to another one.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise VlkdError(f"There is no file '{self.path}': check its name.")
-        if not self.path.stat().st_size:
-            raise VlkdError(f"'{self.path}' is empty, but at least one row is expected.")
+        require_text(self.path)
         with self.path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        index = lineidx(self.path)
-        self.indexed = index.is_file()
-        self.offsets = self._read_index(index) if self.indexed else list(self._scan())
+        self._index = lineidx(self.path)
+        self.indexed = self._index.is_file()
+        self.offsets = self._read_index() if self.indexed else list(self._scan())
+        while self.offsets and not self._content(len(self.offsets) - 1).strip():
+            self.offsets.pop()
+        if not self.offsets:
+            raise VlkdError(f"'{self.path}' is empty, but at least one row is expected.")
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def row(self, number: int) -> list[bytes]:
-        """The columns of row ``number`` (the first is 0)."""
-        begin, end = self._extent(number)
-        while end > begin and self._bytes[end - 1] in b"\r\n":
-            end -= 1
-        columns = []
-        while (tab := self._bytes.find(b"\t", begin, end)) >= 0:
-            columns.append(self._bytes[begin:tab])
-            begin = tab + 1
-        return [*columns, self._bytes[begin:end]]
+        """The columns of row ``number`` (the first is 0).
+
+        Raises:
+            VlkdError: the ``.lineidx`` joins lines.
+        """
+        return self._content(number).split(b"\t")
 
     def first_column(self, number: int) -> str:
-        """The first column of a row, without reading the others."""
+        """The first column of a row, without reading the others.
+
+        Raises:
+            VlkdError: it is not in UTF-8.
+        """
         begin, end = self._extent(number)
-        tab = self._bytes.find(b"\t", begin, end)
-        return self._bytes[begin : end if tab < 0 else tab].rstrip(b"\r\n").decode()
+        ends = (self._bytes.find(mark, begin, end) for mark in (b"\t", b"\n"))
+        end = min((place for place in ends if place >= 0), default=end)
+        return self.text(number, self._bytes[begin:end].rstrip(b"\r"))
+
+    def text(self, number: int, column: bytes) -> str:
+        """A column of row ``number`` as text.
+
+        Raises:
+            VlkdError: it is not in UTF-8.
+        """
+        try:
+            return column.decode()
+        except UnicodeDecodeError as error:
+            raise VlkdError(
+                f"'{self.path}', line {number + 1}: {shown(column.decode('latin-1'))!r} is not in UTF-8 ({error.reason} "
+                f"{column[error.start : error.start + 1]!r}): save the file in UTF-8."
+            ) from None
+
+    def _content(self, number: int) -> bytes:
+        """A row without the end of its line."""
+        begin, end = self._extent(number)
+        row, _, rest = self._bytes[begin:end].partition(b"\n")
+        if rest.strip():
+            raise self._stale(f"says that row {number + 1} goes from byte {begin} to {end}, but a line ends on the way")
+        return row.rstrip(b"\r")
 
     def _extent(self, number: int) -> tuple[int, int]:
         last = number + 1 == len(self.offsets)
-        return self.offsets[number], len(self._bytes) if last else self.offsets[number + 1]
+        begin = self.offsets[number]
+        end = len(self._bytes) if last else self.offsets[number + 1]
+        return begin + len(_BOM) * (begin == 0 and self._bytes[: len(_BOM)] == _BOM), end
 
     def _scan(self) -> Iterator[int]:
         begin = 0
@@ -65,23 +98,88 @@ class TsvFile:
             newline = self._bytes.find(b"\n", begin)
             begin = len(self._bytes) if newline < 0 else newline + 1
 
-    def _read_index(self, path: Path) -> list[int]:
+    def _read_index(self) -> list[int]:
         try:
-            offsets = [int(line) for line in path.read_text().split()]
-        except ValueError as error:
-            raise VlkdError(f"'{path}' is no list of numbers ({error}): delete it, or make it anew.") from None
+            offsets = [int(line) for line in self._index.read_text().split()]
+        except ValueError:
+            raise self._stale("is no list of numbers") from None
+        before = -1
         for row, offset in enumerate(offsets):
-            if not 0 <= offset < len(self._bytes) or (offset and self._bytes[offset - 1 : offset] != b"\n"):
-                raise VlkdError(
-                    f"'{path}' says that row {row + 1} begins at byte {offset}, but no row of '{self.path.name}' does: it belongs "
-                    "to another file. Delete it, or make it anew with `vlkd data index`."
-                )
-        ends = self._bytes.find(b"\n", offsets[-1]) + 1 if offsets else 0
-        if not offsets or offsets[0] != 0 or ends not in (0, len(self._bytes)):
-            raise VlkdError(
-                f"'{path}' has {len(offsets)} rows, but '{self.path.name}' has more: delete it, or make it anew with `vlkd data index`."
+            if offset <= before:
+                raise self._stale(f"says that row {row + 1} begins at byte {offset}, behind which row {row} begins")
+            if offset >= len(self._bytes) or (offset and self._bytes[offset - 1 : offset] != b"\n"):
+                raise self._stale(f"says that row {row + 1} begins at byte {offset}, where no row begins")
+            before = offset
+        if not offsets or offsets[0] != 0:
+            raise self._stale(
+                f"says that the first row begins at byte {offsets[0] if offsets else 'nothing'}, not at 0"
             )
+        if self._bytes[self._bytes.find(b"\n", offsets[-1]) + 1 or len(self._bytes) :].strip():
+            raise self._stale(f"has {len(offsets)} rows, but the TSV has more")
         return offsets
+
+    def _stale(self, what: str) -> VlkdError:
+        return VlkdError(
+            f"'{self._index}' {what}: it is of another file than '{self.path.name}', or of an older one. Delete it, or make it "
+            "anew with `vlkd data index`."
+        )
+
+
+class KeyedTsv:
+    """A TSV whose first column is the key of a picture.
+
+    Attributes:
+        tsv: the file.
+        keys: the pictures in the file's order, each once, in Unicode's composed form.
+        problems: sentences about keys that cannot be used, which are not in ``keys``.
+    """
+
+    def __init__(self, tsv: TsvFile, first: int = 0) -> None:
+        """``first`` is 1 where the first row is a header."""
+        self.tsv = tsv
+        self.problems: list[str] = []
+        self._row_of: dict[str, int] = {}
+        wrong = 0
+        for row in range(first, len(tsv)):
+            try:
+                self._add(row)
+            except VlkdError as error:
+                wrong += 1
+                if wrong <= _MOST_PROBLEMS:
+                    self.problems.append(str(error))
+        if wrong > _MOST_PROBLEMS:
+            self.problems.append(f"'{tsv.path}': keys of {wrong - _MOST_PROBLEMS} more lines cannot be used.")
+        self.keys = tuple(self._row_of)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._row_of
+
+    def row(self, key: str) -> list[bytes]:
+        """The columns of a picture."""
+        return self.tsv.row(self._row_of[key])
+
+    def line(self, key: str) -> int:
+        """Where a picture stands, counted from 1."""
+        return self._row_of[key] + 1
+
+    def place(self, key: str) -> str:
+        """File, line and key, for a sentence."""
+        return f"'{self.tsv.path}', line {self.line(key)}, key '{shown(key)}'"
+
+    def _add(self, row: int) -> None:
+        place = f"'{self.tsv.path}', line {row + 1}"
+        key = normal_key(self.tsv.first_column(row))
+        if not key.strip():
+            raise VlkdError(f"{place}: no key of a picture, but one is expected in the first column: remove the line.")
+        if len(key) > _LONGEST_KEY:
+            raise VlkdError(
+                f"{place}: '{shown(key)}' stands where a key is expected: are lines wrapped, or columns exchanged?"
+            )
+        if key in self._row_of:
+            raise VlkdError(
+                f"{place}: key '{shown(key)}' stands in line {self._row_of[key] + 1} already, but may come once."
+            )
+        self._row_of[key] = row
 
 
 def lineidx(path: Path) -> Path:
