@@ -70,3 +70,12 @@ def test_answers_of_other_questions_are_refused(corpus, tmp_path: Path) -> None:
     AnswerVocabulary(["mine"]).save(tmp_path / "answers.json")
     kept = folder_answers(tmp_path, other)
     assert kept is not None and kept.answers == ("mine",)
+
+
+def test_a_vocabulary_without_its_tokenizer_is_a_sentence(corpus, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("[PAD]\n")
+    with pytest.raises(VlkdError, match=r"tokenizer' holds no tokenizer\.json: transformers' `AutoTokenizer"):
+        folder_tokenizer(tmp_path, corpus, 300)
+    (tmp_path / "tokenizer" / "vocab.txt").unlink()
+    assert len(folder_tokenizer(tmp_path, corpus, 300)) > 5

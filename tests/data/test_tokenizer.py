@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from tokenizers.normalizers import BertNormalizer
 
@@ -46,6 +48,21 @@ def test_saved_and_loaded(tokenizer, tmp_path) -> None:
 
 def test_no_tokenizer_there(tmp_path) -> None:
     with pytest.raises(VlkdError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_damaged_or_strange_tokenizer_is_a_sentence(tokenizer, tmp_path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    whole = (tmp_path / "tokenizer.json").read_text()
+    for content in (whole[:100], "[]", "\xff"):
+        (tmp_path / "tokenizer.json").write_text(content, encoding="latin-1")
+        with pytest.raises(VlkdError, match=r"tokenizer\.json' is damaged"):
+            load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(whole)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings.pop("mask_token")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(VlkdError, match=r"does not say what its \[MASK\] is"):
         load_tokenizer(tmp_path)
 
 

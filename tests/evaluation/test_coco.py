@@ -10,6 +10,7 @@ import json
 import math
 import stat
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,16 @@ def test_results_and_annotations_must_be_of_the_same_images(tmp_path):
         evaluate_captions_file(more, ANNOTATIONS, subset=True)
     with pytest.raises(VlkdError, match="at least one caption, but got none"):
         evaluate_captions_file(written(tmp_path, []), ANNOTATIONS, subset=True)
+
+
+def test_names_meet_however_their_accents_are_written(tmp_path):
+    names = [unicodedata.normalize(form, "été") for form in ("NFC", "NFD")]
+    assert names[0] != names[1]
+    results = written(tmp_path, [{"image_id": names[1], "caption": "a red star"}], "results.json")
+    rows = [{"image_id": name, "id": number, "caption": "a red star"} for number, name in enumerate((names[0], "b"))]
+    found = evaluate_captions_file(results, written(tmp_path, rows), subset=True)
+    assert found.scores["BLEU-1"] == pytest.approx(1)
+    assert found.hints == (
+        "CIDEr of one picture is always 0, even for a perfect caption: it counts the words that tell pictures apart.",
+    )
+    assert found.scores["CIDEr"] == 0

@@ -79,11 +79,16 @@ def folder_tokenizer(folder: Path, corpus: Corpus, vocabulary: int) -> PreTraine
     A tokenizer that somebody put there, BERT's for example, is taken as it is if it has at most ``vocabulary`` WordPieces.
 
     Raises:
-        VlkdError: it was made of other texts or for another ``text.vocabulary``, or is larger than that.
+        VlkdError: it was made of other texts or for another ``text.vocabulary``, is larger than that, or something else is there.
     """
     place, derived = folder / TOKENIZER, Derived(folder)
     of = {_TEXTS: _fingerprint(corpus.texts()), "text.vocabulary": vocabulary}
     if not (place / "tokenizer.json").is_file():
+        if place.is_dir() and any(place.iterdir()):
+            raise VlkdError(
+                f"'{place}' holds no tokenizer.json: transformers' `AutoTokenizer.from_pretrained(…).save_pretrained('{place}')` writes one "
+                "of a vocabulary; or delete that folder, and one is made of the training texts."
+            )
         made = train_tokenizer(corpus.texts(), vocabulary)
         derived.record(TOKENIZER, of, tokenizer_fingerprint(made))
         save_tokenizer(made, place)

@@ -85,13 +85,28 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
     """The tokenizer that :func:`save_tokenizer` left in ``folder``.
 
     Raises:
-        VlkdError: there is none.
+        VlkdError: there is none, it is damaged, or it lacks one of BERT's special tokens.
     """
     from transformers import PreTrainedTokenizerFast
 
-    if not (Path(folder) / _FILE).is_file():
+    place = Path(folder) / _FILE
+    if not place.is_file():
         raise VlkdError(f"'{folder}' holds no tokenizer (no {_FILE}): finish the stage that writes it first.")
-    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    try:
+        complete = isinstance(json.loads(place.read_bytes()), dict)
+    except ValueError:
+        complete = False
+    if not complete:
+        raise VlkdError(
+            f"'{place}' is damaged: it is no JSON of a tokenizer. Put the whole file there, or delete the folder."
+        )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    lacking = [token for name, token in SPECIAL_TOKENS.items() if getattr(tokenizer, name) is None]
+    if lacking:
+        raise VlkdError(
+            f"The tokenizer in '{folder}' does not say what its {', '.join(lacking)} is: one of BERT's kind is expected."
+        )
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

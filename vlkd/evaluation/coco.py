@@ -7,12 +7,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from vlkd.data.json_rows import first_few, read_json, rows, rows_under
 from vlkd.errors import VlkdError
 from vlkd.evaluation.captioning import TOKENISATION, CaptionScores, caption_scores, score_tokenised
 from vlkd.evaluation.java_metrics import JavaMetrics
+from vlkd.keys import normal_key
 from vlkd.runs import write_atomically
+
+T = TypeVar("T")
 
 PTB_TOKENISATION = "COCO's own: Java PTB tokenizer, lower case, punctuation dropped"
 
@@ -95,7 +99,9 @@ def evaluate_captions_file(
         VlkdError: a file is missing or not of its format, a result has no reference caption, or, unless ``subset``, an
             image has no result.
     """
-    captions, references = read_captions(results), read_references(annotations)
+    captions, references = (
+        _spelled_once(read(path), path) for read, path in ((read_captions, results), (read_references, annotations))
+    )
     if unknown := captions.keys() - references.keys():
         raise VlkdError(
             f"'{results}' describes image_id {first_few(unknown, len(captions))}, which have no reference caption in "
@@ -117,6 +123,14 @@ def evaluate_captions_file(
         label = f"{TOKENISATION}; it was not used: {reason}"
         return replace(scored, tokenisation=label)
     return score_tokenised(truth, guess, java, PTB_TOKENISATION)
+
+
+def _spelled_once(found: Mapping[str, T], path: Path | str) -> dict[str, T]:
+    """The same under normal keys, by which two files' names meet however their accents are written."""
+    spelled = {normal_key(key): value for key, value in found.items()}
+    if len(spelled) < len(found):
+        raise VlkdError(f"'{path}' has names of images that differ in their Unicode form alone: keep one of each.")
+    return spelled
 
 
 def _ptb_tokenised(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -85,7 +85,8 @@ def _run_all(run: Run, workshop: Workshop, command: str, jobs: int | None, start
     state, recipe, folder, imported = process_state(), workshop.recipe, workshop.folder, workshop.imported
     data = workshop.data
     tasks = _tasks(data)
-    for note in filter(None, map(data.left_out, tasks if state.is_main_process else ())):
+    notes = [*_untested(data), *filter(None, map(data.left_out, tasks))]
+    for note in notes if state.is_main_process else ():
         Console().print(note, highlight=False)
     plan = plan_method(recipe, folder, tasks, "own" in data.store.views, start)
     rows = candidates(plan.models)
@@ -120,6 +121,13 @@ def _tasks(data: StageData) -> tuple[Task, ...]:
             "The training and the test texts share no task: give both captions, or both questions with answers."
         )
     return tuple(tasks)
+
+
+def _untested(data: StageData) -> list[str]:
+    """A sentence about each task that is left out because the test texts are not for it."""
+    lacking = {"captioning": "captions", "vqa": "questions with answers"}
+    left_out = [task for task in TASKS if _has(data, "train", task) and not _has(data, "test", task)]
+    return [f"Left out: {task}, for the test texts have no {lacking[task]}." for task in left_out]
 
 
 def _has(data: StageData, split: str, task: Task) -> bool:

@@ -39,7 +39,7 @@ def load_recipe(name_or_path: str, overrides: Iterable[str] = ()) -> Recipe:
 
 def _read(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix.lower() in (".yaml", ".yml"):
         if not path.is_file():
             raise VlkdError(f"There is no recipe file '{path}': check the path, or name one of {recipe_names()}.")
         text = path.read_text(encoding="utf-8")

@@ -111,7 +111,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise VlkdError(f"There are no detector weights '{path}': give a .safetensors or .pth file, or '{RANDOM}'.")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

@@ -126,7 +126,7 @@ def load_study(name_or_path: str) -> StudySpec:
         VlkdError: there is no such study, it is no YAML, a key or value is wrong, or a row's recipe is.
     """
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
         text = path.read_text(encoding="utf-8")
     elif name_or_path in study_names():
         text = (_packaged() / f"{name_or_path}.yaml").read_text(encoding="utf-8")
