@@ -5,14 +5,26 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RUN    ?= runs/demo
 
-.PHONY: demo study test install lint bench bench-step bench-gpu clean
+# One test process for each core; a file's tests stay in one process, and files with slow tests come first (tests/conftest.py).
+TESTS  := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
+PIP    := $(BIN)/python -m pip install --quiet
+EXTRAS := train,eval,bench,dev
+
+# $(call install,WHAT): the versions of constraints.txt; the newest with LATEST=1, or where those cannot be had.
+install = $(if $(LATEST),$(PIP) --upgrade --upgrade-strategy eager $(1),$(PIP) --constraint constraints.txt $(1) \
+	|| { echo 'Not all versions of constraints.txt can be had here, as pip says above: going on with the newest.' >&2; $(PIP) $(1); })
+
+.PHONY: demo study check test test-slow install constraints lint bench bench-step bench-gpu clean FORCE
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      install, run the whole method on rendered pictures, write $(RUN)/report.html'
 	@echo 'make study     install, run the ablations over several seeds (hours), write docs/results/ablations'
-	@echo 'make test      install and run the test suite'
-	@echo 'make install   only make $(VENV) and install'
+	@echo 'make check     install and run, in two minutes, what to run while writing: lint, types, the fast tests'
+	@echo 'make test      install and run the whole test suite, before every commit'
+	@echo 'make test-slow the same, and list the twenty slowest tests'
+	@echo 'make install   only make $(VENV) and install, at the versions of constraints.txt; LATEST=1: at the newest'
+	@echo 'make constraints write the versions of $(VENV) to constraints.txt, after a whole green run'
 	@echo 'make bench     each op against eager and torch.compile, then the table of figures'
 	@echo 'make bench-step the whole distillation step: our losses, eager ones, none'
 	@echo 'make bench-gpu builds, tests and measures everything that needs a GPU, in eight minutes'
@@ -20,12 +32,13 @@ help:
 	@echo 'make clean     remove build outputs and the environment'
 
 # torch comes first and the build is not isolated: csrc compiles against this torch, and it is downloaded once.
-$(STAMP): pyproject.toml setup.py $(shell find csrc -type f)
+$(STAMP): pyproject.toml setup.py constraints.txt $(shell find csrc -type f) $(if $(LATEST),FORCE)
 	$(PYTHON) -c 'import sys; sys.exit("vlkd needs Python 3.10 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 10) else 0)'
+	@echo 'Installing $(if $(LATEST),the newest versions,the versions of constraints.txt (make install LATEST=1 takes the newest)).'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools>=77' wheel
-	$(BIN)/python -m pip install --quiet 'torch>=2.10' 'torchvision>=0.25' 'pybind11>=2.13' 'ninja>=1.11'
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[train,eval,bench,dev]'
+	$(PIP) --upgrade pip 'setuptools>=77' wheel
+	@$(call install,'torch>=2.10' 'torchvision>=0.25' 'pybind11>=2.13' 'ninja>=1.11')
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; $(call install,--no-build-isolation -e '.[$(EXTRAS)]')
 	touch $@
 
 install: $(STAMP)
@@ -36,8 +49,22 @@ demo: $(STAMP)
 study: $(STAMP)
 	$(BIN)/vlkd study ablations --results docs/results/ablations
 
+# Types are checked meanwhile; both are waited for.
+check: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/pyright & types=$$!; $(TESTS) -m 'not slow'; tests=$$?; wait $$types && exit $$tests
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(TESTS)
+
+test-slow: $(STAMP)
+	$(TESTS) --durations=20
+
+# The environment has these versions, so nothing is to be installed after it.
+constraints: $(STAMP)
+	$(BIN)/python .ci/constraints.py > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+	touch $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
