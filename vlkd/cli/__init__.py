@@ -7,6 +7,7 @@ import sys
 import typer
 
 from vlkd.cli import data, demo, recipes, regions, run, score, stages, study
+from vlkd.cli.os_errors import sentence
 from vlkd.errors import VlkdError
 
 app = typer.Typer(
@@ -43,9 +44,12 @@ app.add_typer(recipes.app, name="recipe", rich_help_panel="About")
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence and status 2, without a traceback."""
+    """Entry point: a user's mistake is one sentence and status 2; a full disk or a path that cannot be used, and status 1."""
     try:
         app()
     except VlkdError as error:
         typer.echo(f"vlkd: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        typer.echo(f"vlkd: {sentence(error)}", err=True)
+        sys.exit(1)

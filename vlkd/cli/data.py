@@ -104,6 +104,7 @@ def import_(
     command goes on. Texts of another split for the same pictures: `vlkd data texts`.
     """
     from vlkd.data.oscar import import_oscar
+    from vlkd.locks import locked
 
     sources = _sources(
         student,
@@ -119,7 +120,8 @@ def import_(
         classes,
         own_classes,
     )
-    imported = import_oscar(sources, out, split=split, dtype=dtype.value, jobs=jobs, least=least, tell=typer.echo)
+    with locked(out):
+        imported = import_oscar(sources, out, split=split, dtype=dtype.value, jobs=jobs, least=least, tell=typer.echo)
     store = imported.store
     typer.echo(
         f"{len(store)} pictures in '{store.folder}': {' and '.join(store.views)} regions, at most {store.max_regions} each, of "
@@ -146,9 +148,12 @@ def texts(
     """
     from vlkd.data import RegionStore
     from vlkd.data.oscar import Sources, import_texts
+    from vlkd.locks import locked
 
     sources = Sources(captions=captions, questions=questions, answers=answers, annotations=annotations)
-    corpus = import_texts(sources, out, RegionStore.open(out / "store"), split=split, least=least, tell=typer.echo)
+    store = RegionStore.open(out / "store")
+    with locked(out):
+        corpus = import_texts(sources, out, store, split=split, least=least, tell=typer.echo)
     typer.echo(_told(corpus, out, split))
 
 
@@ -163,9 +168,11 @@ def split(
     Which ones depends on their keys alone.
     """
     from vlkd.data.splitting import hold_out
+    from vlkd.locks import locked
 
-    for corpus in hold_out(out, name, share):
-        typer.echo(_told(corpus, out, corpus.split))
+    with locked(out):
+        for corpus in hold_out(out, name, share):
+            typer.echo(_told(corpus, out, corpus.split))
 
 
 @app.command()

@@ -173,16 +173,19 @@ def render(
 ) -> None:
     """Draw pictures of the rendered world, for trying `vlkd caption`, `vlkd answer` and `vlkd regions`."""
     import csv
+    import io
 
+    from vlkd.runs import write_atomically
     from vlkd.scenes import make_picture, save_pictures
 
     paths = list(save_pictures(folder, seed, split.value, range(count), size))
     for path in paths:
         typer.echo(path)
     if captions is not None:
-        with captions.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(["picture", "caption"])
-            for index, path in enumerate(paths):
-                texts = make_picture(seed, split.value, index, size=size).captions
-                rows.writerows([path.name, text] for text in texts)
+        table = io.StringIO(newline="")
+        rows = csv.writer(table)
+        rows.writerow(["picture", "caption"])
+        for index, path in enumerate(paths):
+            texts = make_picture(seed, split.value, index, size=size).captions
+            rows.writerows([path.name, text] for text in texts)
+        write_atomically(captions, table.getvalue())

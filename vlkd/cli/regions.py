@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -98,6 +99,7 @@ def regions(
     """
     import warnings
 
+    from vlkd.locks import locked
     from vlkd.pipeline.own_pictures import check_out, extract_pictures
     from vlkd.pipeline.shards import Shard
     from vlkd.pipeline.two_detectors import TwoDetectors
@@ -123,7 +125,7 @@ def regions(
         max_regions=max_regions,
         score_threshold=score_threshold,
     )
-    with resumable():
+    with resumable(), locked(out) if shard.rank == 0 else nullcontext():
         extracted = extract_pictures(
             found, out, detectors, precision=precision.value, dtype=dtype.value, workers=workers, shard=shard
         )

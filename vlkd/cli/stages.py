@@ -188,19 +188,19 @@ def checkpoint(
     No pickle is executed. `vlkd pretrain --start`, `adapt --start`, `finetune --start` go on from it.
     """
     from vlkd.data import save_tokenizer
+    from vlkd.disk import whole_folder
     from vlkd.errors import VlkdError
     from vlkd.models import load_oscar, load_oscar_tokenizer
-    from vlkd.runs import permit_as_umask
 
     for place in (out, *([data / "tokenizer"] if data else [])):
         if place.exists():
             raise VlkdError(f"'{place}' exists already: choose another folder, or delete it first.")
-    model, report = load_oscar(folder, task, may_differ=may_differ or ())  # type: ignore[arg-type]
-    tokenizer = load_oscar_tokenizer(folder)
-    model.save_pretrained(out)
-    permit_as_umask(out)
-    for place in (out, *([data] if data else [])):
-        save_tokenizer(tokenizer, place / "tokenizer")
+    with whole_folder(out) as unfinished:
+        model, report = load_oscar(folder, task, may_differ=may_differ or ())  # type: ignore[arg-type]
+        tokenizer = load_oscar_tokenizer(folder)
+        model.save_pretrained(unfinished)
+        for place in (unfinished, *([data] if data else [])):
+            save_tokenizer(tokenizer, place / "tokenizer")
     typer.echo(str(report))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlkd.disk import blamed_on
 from vlkd.errors import VlkdError
 
 if TYPE_CHECKING:
@@ -71,12 +72,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path | str) -> No
     """``save_pretrained``, then renamed into place; where another process was faster, its tokenizer stays."""
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    partial.mkdir()
-    tokenizer.save_pretrained(partial)
     try:
+        with blamed_on(folder):
+            partial.mkdir()
+            tokenizer.save_pretrained(partial)
         os.replace(partial, folder)
     except OSError:
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
         if not (folder / _FILE).is_file():
             raise
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from vlkd.data import AnswerVocabulary
+from vlkd.disk import whole_folder
 from vlkd.errors import VlkdError
 from vlkd.evaluation.model import MODELS
 from vlkd.models import load_model
 from vlkd.recipes import Recipe
-from vlkd.runs import permit_as_umask, write_atomically
+from vlkd.runs import write_atomically
 from vlkd.training import StageData
 
 INPUTS = "inputs.json"
@@ -44,13 +44,12 @@ def export_model(
 
     Raises:
         VlkdError: ``out`` exists, or ``model`` holds no model of that task.
+        OSError: ``out`` cannot be written.
     """
     if out.exists():
         raise VlkdError(f"'{out}' exists already: choose another folder for the model, or delete it first.")
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    loaded = load_model(MODELS[task], model).to(getattr(torch, precision))
-    try:
+    with whole_folder(out) as unfinished:
+        loaded = load_model(MODELS[task], model).to(getattr(torch, precision))
         loaded.save_pretrained(unfinished)
         data.tokenizer.save_pretrained(unfinished)
         text = recipe.text
@@ -64,8 +63,3 @@ def export_model(
         if task == "vqa":
             answers: AnswerVocabulary = data.answer_vocabulary()
             answers.save(unfinished / "answers.json")
-        permit_as_umask(unfinished)
-        unfinished.rename(out)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vlkd.errors import VlkdError
+from vlkd.runs import write_atomically
 from vlkd.scenes.captions import write_captions
 from vlkd.scenes.questions import Question, ask_questions
 from vlkd.scenes.render import MIN_SIZE, render
@@ -69,9 +70,9 @@ def save_pictures(folder: str | Path, seed: int, split: str, indices: Iterable[i
     for index in indices:
         picture = make_picture(seed, split, index, size=size)
         path = folder / f"{picture.key}.png"
-        partial = path.with_suffix(".png.partial")
-        Image.fromarray(picture.pixels).save(partial, format="PNG")
-        os.replace(partial, path)
+        encoded = io.BytesIO()
+        Image.fromarray(picture.pixels).save(encoded, format="PNG")
+        write_atomically(path, encoded.getvalue(), flush=False)
         paths.append(path)
     return paths
 
