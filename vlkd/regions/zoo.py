@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -22,6 +19,7 @@ from vlkd.errors import VlkdError
 from vlkd.recipes import Detectors
 from vlkd.regions.packaged import load_packaged_detectors
 from vlkd.regions.two_stage import TwoStageDetector
+from vlkd.regions.weight_files import read_weights
 from vlkd.scenes import CLASSES
 
 RANDOM = "random"
@@ -73,7 +71,9 @@ def load_detector(name: str, weights: str | Path | None = None, classes: Path | 
             for module in model.modules():  # frozen norms: torchvision's weights, or fine-tuned from them
                 if isinstance(module, nn.BatchNorm2d):
                     module.eps = 0.0
-    weights_file = str(Path(weights).absolute()) if weights not in (None, RANDOM) else weights
+    weights_file = None
+    if weights is not None:
+        weights_file = RANDOM if weights == RANDOM else str(Path(weights).absolute())
     classes_file = str(classes.absolute()) if classes is not None else None
     return TwoStageDetector(model, names, name=name, weights=weights_file, classes_file=classes_file)
 
@@ -90,7 +90,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         VlkdError: there is no such file, it is empty or no text, or a line is blank.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise VlkdError(
             f"The class names '{path}' cannot be read ({error}): give a text file of one name a line."
@@ -99,39 +99,6 @@ def read_classes(path: Path) -> tuple[str, ...]:
         where = f"line {names.index('') + 1} is blank" if names else "it is empty"
         raise VlkdError(f"The class names '{path}' must be one a line, but {where}.")
     return tuple(names)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from .safetensors, .pth or .pt; nothing in the file is executed.
-
-    A checkpoint of torchvision's training script has them under "model".
-
-    Raises:
-        VlkdError: there is no such file, it is damaged, or it holds something other than tensors.
-    """
-    if not path.is_file():
-        raise VlkdError(f"There are no detector weights '{path}': give a .safetensors or .pth file, or '{RANDOM}'.")
-    if path.suffix.lower() == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise VlkdError(f"The weights '{path}' are damaged ({error}): copy the file again.") from None
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the script's options, beside the tensors
-            content: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise VlkdError(
-            f"The weights '{path}' are damaged, or hold more than tensors, which is not executed ({reason}): save the "
-            "model's state_dict() alone, best as .safetensors."
-        ) from None
-    content = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
-        raise VlkdError(f"The weights '{path}' are no state_dict of tensors by name: save the model's state_dict().")
-    return content
 
 
 def _torchvisions() -> list[str]:
@@ -202,7 +169,7 @@ def _load(
     """Put ``tensors`` into ``model``, every one of them and nothing left out.
 
     Raises:
-        VlkdError: they belong to another architecture, or to another number of classes.
+        VlkdError: they belong to another architecture, or to another number of classes, or are not finite.
     """
     scores = "roi_heads.box_predictor.cls_score.weight"
     if scores in tensors and len(tensors[scores]) != len(classes) + 1:
@@ -218,4 +185,10 @@ def _load(
             found = list(tensors[key].shape) if key in tensors else "missing"
             expected = list(wanted[key].shape) if key in wanted else "none"
             raise VlkdError(f"'{source}' are no weights of '{name}': {key} is {found}, but {expected} is expected.")
-    model.load_state_dict({key: tensors[key].float() for key in wanted}, strict=False)
+    weights = {key: tensors[key].float() for key in wanted}
+    for key, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise VlkdError(
+                f"'{source}': {key} has numbers that are not finite: take the weights of before training failed."
+            )
+    model.load_state_dict(weights, strict=False)
