@@ -104,6 +104,19 @@ def test_answers_by_frequency_then_spelling(corpus) -> None:
     assert AnswerVocabulary.of_corpus(corpus, min_count=2).answers == ("one",)
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        Question("", "?", "red"), Question("", "?", "owl"), Question("", "?", ""), Question("", "?", "owl", (("owl", 1.0),)),
+        Question("", "?", "owl", (("owl", 1.0), ("red", 0.3))), Question("", "?", "owl", (("owl", 1.0), ("red", 0.0))),
+    ],
+    ids=range(6),
+)  # fmt: skip
+def test_a_known_answer_is_one_with_a_target(question: Question, corpus) -> None:
+    answers = AnswerVocabulary.of_corpus(corpus)
+    assert answers.knows(question) == answers.target(question).any()
+
+
 def test_answers_saved_and_loaded(corpus, tmp_path) -> None:
     answers = AnswerVocabulary.of_corpus(corpus)
     answers.save(tmp_path / "answers.json")

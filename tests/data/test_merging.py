@@ -118,9 +118,16 @@ def test_answers_follow_the_questions_that_they_were_made_of(tmp_path: Path) -> 
         add_texts(tmp_path, NewTexts(texts("train", asked={"d": [("what ?", "dog", 40)]}), least=9))
 
 
+def test_answers_that_no_model_can_give_are_counted(tmp_path: Path) -> None:
+    asked = {f"a{number}": [("what ?", "dog", number)] for number in range(2)} | {"b": [("what ?", "owl", 9)]}
+    _, told = add(tmp_path, texts("train", asked=asked), least=2)
+    assert told[-1].startswith("1 of 3 questions have an answer that is none of the 1 in ")
+
+
 def test_answers_of_ones_own_stay(tmp_path: Path) -> None:
     AnswerVocabulary(["mine"]).save(tmp_path / "answers.json")
-    add(tmp_path, texts("train", asked={"a": [("what ?", "dog", 1)]}), least=1)
+    _, told = add(tmp_path, texts("train", asked={"a": [("what ?", "dog", 1)]}), least=1)
+    assert "1 of 1 questions have an answer that is none of the 1 in" in told[-1]
     assert AnswerVocabulary.load(tmp_path / "answers.json").answers == ("mine",)
     with pytest.raises(VlkdError, match="holds other answers than --answers: delete it to take these"):
         add_texts(tmp_path, NewTexts(texts("train", asked={"a": [("?", "x", 1)]}), AnswerVocabulary(["x"])))

@@ -135,6 +135,7 @@ def test_another_encoding_is_named_by_its_line(tmp_path: Path) -> None:
         ("picture,caption,caption\na.png,a man,a woman\n", ["a man", "a woman"]),
         ("picture,caption_1,Caption 2,caption3\na.png,a man,,a woman\n", ["a man", "a woman"]),
         ('picture,caption\na.png, "a man, a woman" \n', ["a man, a woman"]),
+        (",picture,caption\n0,a.png,a man\n1,a.png,a woman\n", ["a man", "a woman"]),
         ('picture,caption\na.png,"a ""big"" man"\n', ['a "big" man']),
         ('picture,caption\na.png,a 12" ruler\n', ['a 12" ruler']),
         ('picture,caption\na.png,"a man\nwith a hat\n"\n', ["a man with a hat"]),

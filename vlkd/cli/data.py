@@ -224,7 +224,7 @@ def validate(
         from vlkd.data import RegionStore
 
         pictures = RegionStore.open(data / "store").keys
-    for finding in find(sources, pictures, split=split, least=least, dtype=dtype.value):
+    for finding in find(sources, pictures, folder=data, split=split, least=least, dtype=dtype.value):
         fatal, notes = fatal + finding.fatal, notes + (not finding.fatal)
         typer.echo(f"{'error' if finding.fatal else 'note'}: {finding.problem}")
     typer.echo(f"{fatal} errors, {notes} notes." if fatal or notes else "Nothing found: all files fit together.")

@@ -200,6 +200,11 @@ class AnswerVocabulary:
                 target[index] = score
         return target
 
+    def knows(self, question: Question) -> bool:
+        """Whether an answer that is right at all is among these."""
+        given = question.scores or ((question.answer, 1.0),)
+        return any(score > 0 and answer in self._index for answer, score in given)
+
     def log_odds(self, corpus: Corpus) -> np.ndarray:
         """log(p / (1 - p)) of each answer among the questions of ``corpus``, float32 [A]; counts are smoothed by 1/2.
 

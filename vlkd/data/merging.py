@@ -47,32 +47,54 @@ def add_texts(folder: Path, new: NewTexts, tell: Tell = lambda _: None) -> Corpu
         VlkdError: pictures that were held out would come back into training, a question's id is taken, or there are answers already
             that differ; nothing is written then.
     """
-    split = new.corpus.split
-    _refuse_undoing(folder, new.corpus, tell)
-    place = folder / f"{split}.json"
-    old = Corpus.load(place) if place.is_file() else None
-    merged = new.corpus if old is None else _merged(old, new, tell)
-    answers, least = _answers(folder, new, merged)
+    merged, answers, least = _planned(folder, new, tell)
+    Derived(folder).forget_deleted()
     if least is not None and answers is not None:
         save_frequent_answers(folder, merged, answers, least)
         tell(f"{len(answers)} answers, each the best of {least} questions or more, in '{folder / ANSWERS}'.")
     elif answers is not None and not (folder / ANSWERS).exists():
         answers.save(folder / ANSWERS)
-    merged.save(place)
-    if count := merged.unanswered():
-        total = sum(map(len, merged.questions))
-        tell(f"{count} of {total} questions have no answer: nothing is trained on them, and no accuracy counts them.")
+    merged.save(folder / f"{new.corpus.split}.json")
+    _count(folder, merged, tell)
     return merged
 
 
-def check_new(new: NewTexts) -> None:
-    """Whether ``new`` could be added to a folder without any texts.
+def check_new(new: NewTexts, folder: Path | None = None) -> None:
+    """Whether :func:`add_texts` would add ``new`` to ``folder``, or to one that has no texts yet.
 
     Raises:
-        VlkdError: no answer is frequent enough.
+        VlkdError: as there.
     """
-    if new.corpus.split == TRAIN and new.least is not None and new.answers is None:
+    if folder is not None:
+        _planned(folder, new, lambda _: None)
+    elif new.corpus.split == TRAIN and new.least is not None and new.answers is None:
         frequent_answers(new.corpus, new.least)
+
+
+def _planned(folder: Path, new: NewTexts, tell: Tell) -> tuple[Corpus, AnswerVocabulary | None, int | None]:
+    """All texts that the split shall have, and what :func:`_answers` says."""
+    _refuse_undoing(folder, new.corpus, tell)
+    place = folder / f"{new.corpus.split}.json"
+    merged = _merged(Corpus.load(place), new, tell) if place.is_file() else new.corpus
+    return merged, *_answers(folder, new, merged)
+
+
+def _count(folder: Path, corpus: Corpus, tell: Tell) -> None:
+    """Tell of the questions of which nothing, or only that all answers are wrong, can be learned."""
+    total = sum(map(len, corpus.questions))
+    if unanswered := corpus.unanswered():
+        tell(
+            f"{unanswered} of {total} questions have no answer: nothing is trained on them, and no accuracy counts them."
+        )
+    if not (folder / ANSWERS).is_file():
+        return
+    known = AnswerVocabulary.load(folder / ANSWERS)
+    outside = sum(question.answered and not known.knows(question) for of in corpus.questions for question in of)
+    if outside:
+        tell(
+            f"{outside} of {total} questions have an answer that is none of the {len(known)} in '{folder / ANSWERS}': they teach that none of "
+            "these is right, and whatever a model says counts as wrong."
+        )
 
 
 def other_splits(folder: Path, split: str) -> Iterator[tuple[str, Corpus]]:
@@ -84,9 +106,7 @@ def other_splits(folder: Path, split: str) -> Iterator[tuple[str, Corpus]]:
 
 def _refuse_undoing(folder: Path, corpus: Corpus, tell: Tell) -> None:
     """A picture that was held out is in training or in what it was held out for, never in both."""
-    derived = Derived(folder)
-    derived.forget_deleted()
-    held_out = derived.held_out
+    held_out = Derived(folder).held_out
     for name, other in other_splits(folder, corpus.split):
         shared = set(corpus.keys) & set(other.keys)
         if not shared:

@@ -75,7 +75,7 @@ def _rows(
     header = header_of(text, delimiter, path)
     next(rows)
     columns = [_columns(header, names, names is several, path) for names in wanted]
-    unnamed = [place for place, name in enumerate(header) if not name]
+    unnamed = [place for place, name in enumerate(header) if not name and place]  # the first one is pandas' index
     for line, cells in rows:
         place = f"'{path}', line {line}"
         for column in unnamed:

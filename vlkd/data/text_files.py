@@ -62,10 +62,10 @@ def checked_text(text: str, what: str, place: str) -> str:
     """``text`` as it is, if it can be learned from.
 
     Raises:
-        VlkdError: it is empty or of spaces alone, longer than any caption or question, or no Unicode text; ``what`` and ``place``
+        VlkdError: it is empty or of blanks alone, longer than any caption or question, or no Unicode text; ``what`` and ``place``
             say in the error what it is and where it stands.
     """
-    if not text.strip():
+    if not any(letter.isprintable() and not letter.isspace() for letter in text):
         raise VlkdError(f"The {what} in {place} is empty: fill it in, or remove it there.")
     if len(text) > LONGEST_TEXT:
         raise VlkdError(

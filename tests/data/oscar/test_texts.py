@@ -6,15 +6,19 @@ import json
 import pickle
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from oscar_files import write_all
 
 from vlkd.data.json_rows import read_json
-from vlkd.data.oscar import Sources, validate
+from vlkd.data.oscar import Sources, import_oscar, validate
 from vlkd.data.oscar.corpora import matched, read_texts
 from vlkd.data.oscar.texts import file_names, read_answers, read_captions, read_questions
+from vlkd.data.oscar.validate import _tags
+from vlkd.data.splitting import hold_out
 from vlkd.errors import VlkdError
 
 ANSWERS = ["yes", "two", "red"]
@@ -39,6 +43,7 @@ CAPTION_ROWS = [
     ({"caption": ["a", "b"]}, r"but got list \['a', 'b'\]"),
     ({"caption": ""}, "The 'caption' in row 1 .* is empty"),
     ({"caption": " \n "}, "The 'caption' in row 1 .* is empty"),
+    ({"caption": "\u200b\t"}, "The 'caption' in row 1 .* is empty"),
     ({"caption": "x" * 20_000}, "The 'caption' in row 1 .* has 20,000 characters"),
     ({"caption": "a \ud800"}, "The 'caption' in row 1 .* half of a character"),
     ({"image_id": None}, "Expected 'image_id' to be int or str in row 1 .*, but got NoneType None"),
@@ -202,3 +207,24 @@ def test_texts_are_validated_by_what_imports_them(tmp_path: Path) -> None:
     assert lost.fatal and "no features for 1 of 1 pictures with texts, the first 'a'" in lost.problem
     (silent,) = validate(Sources(captions=captions), ["a", "b", "c"])
     assert not silent.fatal and "no texts of 'b', 'c' of 3 pictures" in silent.problem
+
+
+def test_validation_knows_the_tags_beside_questions(tmp_path: Path) -> None:
+    """An import takes them, so their lack is none."""
+    sources = replace(write_all(tmp_path), tags=None, own_tags=None)
+    assert [finding.problem for finding in validate(sources) if finding.fatal] == []
+    assert _tags(sources, "train")["42"] == ("dog", "tall tree")
+
+
+def test_what_would_undo_a_split_is_found_and_refused_before_features_are_read(tmp_path: Path) -> None:
+    sources = write_all(tmp_path)
+    (tmp_path / "data").mkdir()
+    corpus, _, _ = read_texts(sources, "train")
+    assert corpus is not None
+    corpus.save(tmp_path / "data" / "train.json")
+    hold_out(tmp_path / "data", "test", 0.34)
+    (found,) = (finding for finding in validate(sources, folder=tmp_path / "data") if finding.fatal)
+    assert "was held out of training" in found.problem
+    with pytest.raises(VlkdError, match="was held out of training"):
+        import_oscar(sources, tmp_path / "data")
+    assert not (tmp_path / "data" / ".store.unfinished").exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlkd.data.corpus import AnswerVocabulary, Corpus
-from vlkd.data.merging import Tell, add_texts
+from vlkd.data.merging import Tell, add_texts, check_new
 from vlkd.data.oscar.corpora import LEAST, matched, new_texts, read_texts
 from vlkd.data.oscar.pictures import Pictures
 from vlkd.data.oscar.sources import Sources
@@ -75,6 +75,7 @@ def import_oscar(
     pictures = _open(sources, tags, dtype)
     if corpus is not None:
         corpus = matched(corpus, pictures.keys, sources)
+        check_new(new_texts(corpus, answers, sources, least), folder)
     parts = unfinished_folder(folder / "store")
     _begin(parts, _settings(sources.region_files(), sources, dtype), folder)
     try:

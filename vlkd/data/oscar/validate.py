@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from vlkd.data.json_rows import first_few
 from vlkd.data.merging import check_new
@@ -21,6 +22,7 @@ def validate(
     sources: Sources,
     pictures: Sequence[str] | None = None,
     *,
+    folder: Path | None = None,
     split: str = "train",
     least: int = LEAST,
     dtype: Kept = "float16",
@@ -30,6 +32,7 @@ def validate(
     Args:
         sources: the files; texts alone will do.
         pictures: the keys that texts without features must be about, where they are known.
+        folder: with whose texts these are to be merged.
         split, least: as :func:`~vlkd.data.oscar.corpora.import_texts`.
         dtype: what an import is to keep features in.
 
@@ -37,21 +40,21 @@ def validate(
         VlkdError: files that belong together are not all given.
     """
     if not any((sources.student, sources.teacher, sources.own)) and (sources.captions or sources.questions):
-        yield from _texts(sources, pictures, split, least)
+        yield from _texts(sources, pictures, folder, split, least)
         return
     sources = sources.resolved()
-    opened = Pictures(sources, _tags(sources), dtype)
+    opened = Pictures(sources, _tags(sources, split), dtype)
     yield from _indices(opened)
     yield from opened.findings
     for key in track(opened.keys, "pictures") if opened.keys else ():
         yield from map(Finding, opened.examine(key)[1])
-    yield from _texts(sources, opened.keys or pictures, split, least)
+    yield from _texts(sources, opened.keys or pictures, folder, split, least)
 
 
-def _tags(sources: Sources) -> Tags:
+def _tags(sources: Sources, split: str) -> Tags:
     """The tags that stand beside questions; what is wrong with texts is said later."""
     try:
-        return read_texts(sources, "")[2]
+        return read_texts(sources, split)[2]
     except VlkdError:
         return {}
 
@@ -64,7 +67,9 @@ def _indices(pictures: Pictures) -> Iterator[Finding]:
         )
 
 
-def _texts(sources: Sources, keys: Sequence[str] | None, split: str, least: int) -> Iterator[Finding]:
+def _texts(
+    sources: Sources, keys: Sequence[str] | None, folder: Path | None, split: str, least: int
+) -> Iterator[Finding]:
     """What an import of the texts says, of captions and of questions; ``keys`` are the pictures, where they are known."""
     nothing = Sources()
     parts = (
@@ -74,21 +79,21 @@ def _texts(sources: Sources, keys: Sequence[str] | None, split: str, least: int)
     sound = True
     for part in parts:
         try:
-            corpus, answers, _ = read_texts(part, split)
-            if corpus is not None:
-                check_new(new_texts(corpus, answers, part, least))
+            read_texts(part, split)
         except VlkdError as error:
             sound = False
             yield Finding(str(error))
-    if not sound or keys is None:
+    if not sound:
         return
     try:
-        corpus, _, _ = read_texts(sources, split)
-        corpus = None if corpus is None else matched(corpus, keys, sources)
+        corpus, answers, _ = read_texts(sources, split)
+        if corpus is not None:
+            corpus = corpus if keys is None else matched(corpus, keys, sources)
+            check_new(new_texts(corpus, answers, sources, least), folder)
     except VlkdError as error:
         yield Finding(str(error))
         return
-    if corpus is not None and len(corpus) < len(keys):
+    if corpus is not None and keys is not None and len(corpus) < len(keys):
         texts = " and ".join(f"'{path}'" for path in (sources.captions, sources.questions) if path is not None)
         yield Finding(
             f"{texts}: no texts of {first_few(set(keys) - set(corpus.keys), len(keys))} pictures.", fatal=False
