@@ -77,7 +77,7 @@ def wrong(text: str) -> list[str]:
                 for option in OPTION.findall(rest)
                 if option not in COMMANDS[known] and option not in FOREIGN
             ]
-    for section, field, inner in SETTING.findall(text):
+    for section, field, inner in SETTING.findall(text.replace("text.color", "")):  # matplotlib's
         model: type[BaseModel] | None = Recipe.model_fields[section].annotation
         for name in filter(None, (field, inner)):
             if not (isinstance(model, type) and issubclass(model, BaseModel) and name in model.model_fields):
@@ -102,6 +102,18 @@ def test_what_a_message_names_exists(part: str) -> None:
         for problem in wrong(text)
     }
     assert found == set()
+
+
+def test_an_argument_of_python_stands_beside_its_option() -> None:
+    """`subset=True` alone is of no use to who typed a command."""
+    raised = [
+        " ".join(strings(ast.unparse(node)))
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise)
+    ]
+    with_argument = [text for text in raised if re.search(r"`[a-z]\w*=", text)]
+    assert with_argument and all("--" in text for text in with_argument)
 
 
 @pytest.mark.parametrize(
