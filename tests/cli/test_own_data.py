@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from vlkd.cli import app
 from vlkd.data import Corpus, RegionStore
 from vlkd.errors import VlkdError
-from vlkd.models import VLForCaptioning, VLForVQA, load_model
+from vlkd.models import VLForCaptioning, VLForVQA, load_model, read_card
 from vlkd.pipeline.imported import open_imported
 from vlkd.pipeline.workers import few_threads
 from vlkd.recipes import load_recipe
@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         adapted = stage("adapt", "adapted", "--start", teacher)
         distilled = stage("distill", "distilled", "--teacher", adapted)
         for task in ("captioning", "vqa"):
-            tuned = stage("finetune", f"adapted-{task}", "--task", task, "--role", "teacher", "--start", adapted)
+            tuned = stage("finetune", f"adapted-{task}", "--task", task, "--start", adapted)
             stage("finetune", f"distilled-{task}", "--task", task, "--start", distilled, "--teacher", tuned)
             evaluate(folder, task)
     return folder
@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluate(folder: Path, task: str, *options: object) -> str:
     model = folder / f"distilled-{task}" / "model"
     out = folder / f"evaluated-{task}"
-    return vlkd("evaluate", *TINY, "--data", folder / "data", "--out", out, "--task", task, "--model", model, *options)
+    return vlkd("evaluate", model, "--data", folder / "data", "--out", out, *options)
 
 
 def test_captions_are_scored_and_written_as_coco_takes_them(folder: Path) -> None:
@@ -130,11 +130,12 @@ def test_the_student_stands_alone(folder: Path) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_exported_student_loads_and_answers_by_itself(folder: Path, tmp_path: Path, precision: str) -> None:
     model, out = folder / "distilled-vqa" / "model", tmp_path / "student"
-    data = ("--data", folder / "data", "--task", "vqa", "--model", model, "--out", out, "--precision", precision)
-    vlkd("export", *TINY, *data)
+    command = ("export", model, "--data", folder / "data", "--out", out, "--precision", precision)
+    vlkd(*command)
     student, tokenizer = VLForVQA.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    answers, inputs = (json.loads((out / name).read_text()) for name in ("answers.json", "inputs.json"))
-    assert student.config.num_answers == len(answers) == len(ANSWERS) and inputs["region_dim"] == 11
+    answers, card = json.loads((out / "answers.json").read_text()), read_card(out)
+    assert student.config.num_answers == len(answers) == len(ANSWERS) and card.region_dim == 11
+    assert card == read_card(model) and (card.role, card.task, card.boxes) == ("student", "vqa", None)
     assert {path.name for path in out.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert all("teacher" not in path.read_text() for path in out.glob("*.json"))
     question = tokenizer("how many ?", return_tensors="pt")["input_ids"]
@@ -145,7 +146,7 @@ def test_an_exported_student_loads_and_answers_by_itself(folder: Path, tmp_path:
     ).logits  # fmt: skip
     assert logits.shape == (1, 3) and logits.isfinite().all()
     with pytest.raises(VlkdError, match="exists already"):
-        vlkd("export", *TINY, *data)
+        vlkd(*command)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +187,7 @@ def test_a_finished_run_is_told_again_and_guarded(folder: Path, whole: Path, tmp
     assert (whole / "results.json").stat().st_mtime_ns == before
     with pytest.raises(VlkdError, match=r"student\.layers"):
         vlkd("run", *TINY, "student.layers=1", "--data", folder / "data", "--out", whole)
-    with pytest.raises(VlkdError, match="is of imported regions and knows no detector"):
+    with pytest.raises(VlkdError, match="is of imported regions: `vlkd export` its models"):
         vlkd("caption", tmp_path / "a.png", "--run", whole)
 
 
@@ -261,20 +262,8 @@ def test_mistakes_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     data, out = ("--data", folder / "data"), ("--out", tmp_path / "run")
     model = folder / "distilled-vqa" / "model"
     fails("holds no feature store", "pretrain", *TINY, "--data", tmp_path, *out)
-    fails(
-        "There is no split 'dev': the data have test, train",
-        "evaluate",
-        *TINY,
-        *data,
-        *out,
-        "--task",
-        "vqa",
-        "--model",
-        model,
-        "--split",
-        "dev",
-    )
-    fails("There is no model in", "evaluate", *TINY, *data, *out, "--task", "vqa", "--model", tmp_path)
+    fails("There is no split 'dev': the data have test, train", "evaluate", model, *data, *out, "--split", "dev")
+    fails("There is no model in", "evaluate", tmp_path, *data, *out)
     fails("go with imported data", "run", *TINY, *out, "--images", tmp_path)
     fails("There is no model in", "adapt", *TINY, *data, *out, "--start", tmp_path / "nowhere")
     fails("There are no texts", "data", "texts", folder / "data", "--split", "dev")
@@ -321,6 +310,7 @@ def test_the_papers_recipe_has_the_papers_parameters() -> None:
         "finetune",
         "evaluate",
         "export",
+        "card",
         "recipe show",
     ],
 )

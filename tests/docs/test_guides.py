@@ -57,7 +57,7 @@ def test_from_a_folder_of_pictures_to_an_exported_student(tmp_path: Path, monkey
     )
     Path("recipe.yaml").write_text(RECIPE)
     steps = commands(DOCS / "own-pictures.md")
-    assert len(steps) == 8
+    assert len(steps) == 9
     steps[0][steps[0].index("200")] = "6"
     steps[4][steps[4].index("0.1")] = "0.34"
     run(steps)
@@ -67,7 +67,7 @@ def test_from_a_folder_of_pictures_to_an_exported_student(tmp_path: Path, monkey
 
 def check_exported(student: Path, picture: Path) -> None:
     """Of a picture by itself it sees what was extracted for training; another detector or task is refused in one sentence."""
-    model = ExportedModel.open(student, load_detector("demo-student"))
+    model = ExportedModel.open(student)
     (stored,) = RegionStore.open("data/store").read([picture.stem], "paired")
     memory, corpus = model.regions(picture, "captioning")
     (found,) = memory.read(corpus.keys, "paired")
@@ -78,14 +78,16 @@ def check_exported(student: Path, picture: Path) -> None:
     assert found.tags == stored.tags
     command = ["caption", str(picture), "--exported"]
     for words, sentence in (
-        ([str(student)], "name the one that its data were made with"),
-        (["data", "--detector", "demo-student"], "holds no exported model"),
-        ([str(student), "--detector", "demo-teacher"], "reads regions of 134 numbers, but this detector gives 262"),
+        (["data"], "holds no exported model"),
+        ([str(student), "--detector", "demo-teacher"], "detector 'demo-student', but 'demo-teacher' is named"),
+        ([str(student), "--score-threshold", "0.5"], "--score-threshold 0.2, but this is 'demo-student' with .* 0.5"),
     ):
         with pytest.raises(VlkdError, match=sentence):
             run_command([*command, *words])
-    with pytest.raises(VlkdError, match="captions pictures and does nothing else"):
-        run_command(["answer", str(picture), "what ?", "--exported", str(student), "--detector", "demo-student"])
+    with pytest.raises(VlkdError, match="captions pictures, but one that answers questions is expected"):
+        run_command(["answer", str(picture), "what ?", "--exported", str(student)])
+    with pytest.raises(VlkdError, match="was trained on regions of the detector 'demo-student'"):
+        ExportedModel.open(student, load_detector("demo-teacher"))
 
 
 def test_the_guides_recipe_begins_with_the_demos(tmp_path: Path) -> None:
@@ -100,6 +102,6 @@ def test_from_oscar_files_to_an_exported_student(tmp_path: Path, monkeypatch: py
     write_all(tmp_path)
     Path("recipe.yaml").write_text(RECIPE)
     steps = commands(DOCS / "oscar-files.md")
-    assert len(steps) == 10
+    assert len(steps) == 11
     run(steps)
     assert Path("runs/evaluation/captions.json").is_file()

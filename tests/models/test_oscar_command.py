@@ -55,7 +55,7 @@ def test_a_checkpoint_for_other_data_is_refused(checkpoint: Path, tmp_path: Path
         "--out",
         tmp_path / "run",
     )
-    with pytest.raises(VlkdError, match=r"has a vocabulary of 50 .* tokenizer has"):
+    with pytest.raises(VlkdError, match=r"with a tokenizer of 50 tokens .* another one, of 47"):
         run(*stage)
     run("checkpoint", checkpoint, tmp_path / "again")
     (tmp_path / "data" / "tokenizer").rename(tmp_path / "away")

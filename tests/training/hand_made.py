@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlkd.data.collate import picture_id
-from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder
+from vlkd.models import ModelCard, VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder
 from vlkd.recipes import Distillation, Encoder, Recipe, Schedule, Schedules
 from vlkd.training import Answers, StageInputs
 
@@ -135,4 +135,6 @@ def save_teacher(task: str, folder: Path) -> None:
         for name, parameter in model.named_parameters():
             if any(part in name for part in ("query", "key", "value", "pooler", "classifier")):
                 parameter.mul_(40)
+    facts = {"task": task, "role": "teacher", "view": "paired", "stage": "made by hand", "region_dim": TEACHER_DIM}
+    model.config.card = ModelCard(**facts).entry()
     model.save_pretrained(folder)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vlkd.cli import data, demo, recipes, regions, run, score, stages, study
+from vlkd.cli import card, data, demo, recipes, regions, run, score, stages, study
 from vlkd.cli.os_errors import sentence
 from vlkd.errors import VlkdError
 
@@ -33,6 +33,7 @@ for _panel, _commands in {
         stages.finetune,
         stages.evaluate,
         stages.export,
+        card.card,
     ),
     "About": (demo.doctor,),
 }.items():

@@ -38,13 +38,22 @@ ModelOption = Annotated[
 ]
 ExportedOption = Annotated[Path | None, typer.Option(help="Folder that `vlkd export` wrote, instead of a run.")]
 DetectorOption = Annotated[
-    str | None, typer.Option(help="Of an exported model: its detector, by name (`vlkd regions --help`).")
+    str | None,
+    typer.Option(
+        help="Of an exported model: its detector, by name (`vlkd regions --help`). Needed only where its data did not say it, as "
+        "Oscar's files do not; another one than that of its training is refused."
+    ),
 ]
 WeightsOption = Annotated[
-    str | None, typer.Option(help="That detector's weights, as in `vlkd regions`.", metavar="FILE|random")
+    str | None,
+    typer.Option(
+        help="That detector's weights, as in `vlkd regions`, where the file has moved since.", metavar="FILE|random"
+    ),
 ]
-ClassesOption = Annotated[
-    Path | None, typer.Option(help="That detector's class names, as in `vlkd regions`.", metavar="FILE")
+ClassesOption = Annotated[Path | None, typer.Option(help="That detector's class names, likewise.", metavar="FILE")]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Least probability of a region's class; needed where --detector is."),
 ]
 PictureArgument = Annotated[Path, typer.Argument(help="A picture file: PNG, JPEG, WebP, …")]
 
@@ -119,17 +128,19 @@ def caption(
     detector: DetectorOption = None,
     weights: WeightsOption = None,
     classes: ClassesOption = None,
+    score_threshold: ThresholdOption = None,
 ) -> None:
     """Describe a picture with a model of a finished run of the demo, or with one that `vlkd export` wrote.
 
     The demo's models know the rendered world only; `vlkd render` makes pictures of it. A photograph gets a caption too,
-    in the words of that world. An exported model takes the detector that its data were made with:
-    `vlkd caption photo.jpg --exported student --detector fasterrcnn_resnet50_fpn_v2`.
+    in the words of that world. An exported model knows the detector that its data were made with, and takes it:
+    `vlkd caption photo.jpg --exported student`.
     """
     from vlkd.pipeline import FinishedRun
 
+    _check_options(exported, detector, weights, classes, score_threshold)
     if exported is not None:
-        typer.echo(_open(exported, detector, weights, classes).caption(picture))
+        typer.echo(_open(exported, detector, weights, classes, score_threshold).caption(picture))
     else:
         typer.echo(FinishedRun.open(run).caption(picture, model.value))
 
@@ -143,24 +154,34 @@ def answer(
     detector: DetectorOption = None,
     weights: WeightsOption = None,
     classes: ClassesOption = None,
+    score_threshold: ThresholdOption = None,
 ) -> None:
     """Answer a question about a picture; models as in `vlkd caption`."""
     from vlkd.pipeline import FinishedRun
 
+    _check_options(exported, detector, weights, classes, score_threshold)
     if exported is not None:
-        typer.echo(_open(exported, detector, weights, classes).answer(picture, question))
+        typer.echo(_open(exported, detector, weights, classes, score_threshold).answer(picture, question))
     else:
         typer.echo(FinishedRun.open(run).answer(picture, question, model.value))
 
 
-def _open(exported: Path, detector: str | None, weights: str | None, classes: Path | None) -> ExportedModel:
+def _check_options(exported: Path | None, *options: object) -> None:
     from vlkd.errors import VlkdError
-    from vlkd.pipeline.exported import ExportedModel
-    from vlkd.regions.zoo import load_detector
 
-    if detector is None:
-        raise VlkdError("An exported model knows no detector: name the one that its data were made with (--detector).")
-    return ExportedModel.open(exported, load_detector(detector, weights, classes))
+    if exported is None and any(option is not None for option in options):
+        raise VlkdError(
+            "--detector, --weights, --classes and --score-threshold go with --exported: a run of the demo has detectors of its own."
+        )
+
+
+def _open(
+    exported: Path, detector: str | None, weights: str | None, classes: Path | None, score_threshold: float | None
+) -> ExportedModel:
+    from vlkd.pipeline.exported import ExportedModel, exported_card, load_detector_of
+
+    loaded = load_detector_of(exported_card(exported), exported, detector, weights, classes)
+    return ExportedModel.open(exported, loaded, score_threshold)
 
 
 def render(

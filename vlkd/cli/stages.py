@@ -42,7 +42,7 @@ Data = Annotated[Path, typer.Option(help="Folder that `vlkd data import` or `vlk
 Out = Annotated[Path, typer.Option(help="Run folder. The same command resumes it; other settings are refused.")]
 Start = Annotated[Path | None, typer.Option(help="Folder of the model to start from (…/model of another run).")]
 Taught = Annotated[Path | None, typer.Option("--teacher", help="Folder of the model to distil from.")]
-RoleOption = Annotated[Role, typer.Option(help="Whose encoder, and whose detector's features.")]
+ModelArgument = Annotated[Path, typer.Argument(help="Folder of a fine-tuned model (…/model of its run).")]
 TaskOption = Annotated[Task, typer.Option(help="What is learned.")]
 
 
@@ -51,7 +51,10 @@ def pretrain(
     data: Data,
     out: Out,
     settings: Settings = None,
-    role: RoleOption = Role.teacher,
+    role: Annotated[
+        Role | None,
+        typer.Option(help="Whose encoder, and whose detector's features. Default: that of --start, else the teacher."),
+    ] = None,
     start: Start = None,
 ) -> None:
     """Pre-train without distillation: the teacher on its own regions, or the student on its boxes.
@@ -60,11 +63,13 @@ def pretrain(
     """
     from dataclasses import replace
 
+    from vlkd.models import read_card
     from vlkd.recipes import load_recipe
     from vlkd.training import pretrain as stage
 
     resolved = load_recipe(recipe, settings or ())
-    _train(recipe, settings, data, out, replace(stage(resolved, role.value), start=start))
+    whose = role.value if role is not None else read_card(start).role if start is not None else "teacher"
+    _train(recipe, settings, data, out, replace(stage(resolved, whose), start=start))
 
 
 def adapt(
@@ -74,7 +79,11 @@ def adapt(
     start: Annotated[Path, typer.Option(help="Folder of the pre-trained teacher.")],
     settings: Settings = None,
 ) -> None:
-    """Adapt the teacher: its pre-training goes on, on its features of the student's boxes."""
+    """Adapt the teacher: its pre-training goes on, on its features of the student's boxes.
+
+    What it was before (a teacher, pre-trained, with which tokenizer, on which detector) is read from the model; what contradicts
+    the data or the recipe is refused. So it is with every model that a stage reads.
+    """
     from vlkd.recipes import load_recipe
     from vlkd.training import adapt as stage
 
@@ -102,69 +111,83 @@ def finetune(
     task: TaskOption,
     start: Annotated[Path, typer.Option(help="Folder of the pre-trained model.")],
     settings: Settings = None,
-    role: RoleOption = Role.student,
+    role: Annotated[
+        Role | None,
+        typer.Option(help="What --start must be. Default: with --teacher a student, else whatever it is."),
+    ] = None,
     teacher: Taught = None,
     own: Annotated[
-        bool, typer.Option("--own", help="The teacher reads its own regions, not the student's boxes.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--own/--paired",
+            help="A teacher reads its own regions, or the student's boxes. Default: as in --start's training.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Fine-tune for captioning or question answering; with `--teacher`, distilled from a model of the same task."""
+    """Fine-tune for captioning or question answering; with `--teacher`, distilled from a model of the same task.
+
+    Whether `--start` is a student or a teacher, and what it reads, it says itself.
+    """
+    from vlkd.models import read_card
     from vlkd.recipes import load_recipe
     from vlkd.training import finetune as stage
 
-    resolved = load_recipe(recipe, settings or ())
-    view = "own" if own else "paired"
-    _train(recipe, settings, data, out, stage(resolved, task.value, role.value, start, view=view, teacher=teacher))
+    resolved, card = load_recipe(recipe, settings or ()), read_card(start)
+    whose = role.value if role is not None else "student" if teacher is not None else card.role
+    view = card.view if own is None else "own" if own else "paired"
+    _train(recipe, settings, data, out, stage(resolved, task.value, whose, start, view=view, teacher=teacher))
 
 
 def evaluate(
-    recipe: Recipe,
+    model: ModelArgument,
     data: Data,
-    out: Out,
-    task: TaskOption,
-    model: Annotated[Path, typer.Option(help="Folder of the fine-tuned model.")],
-    settings: Settings = None,
-    role: RoleOption = Role.student,
+    out: Annotated[Path, typer.Option(help="Folder of the results. The same command reads them again.")],
     split: Annotated[str, typer.Option(help="Whose texts: SPLIT.json in the data folder.")] = "test",
-    own: Annotated[bool, typer.Option("--own", help="The teacher reads its own regions.")] = False,
     controls: Annotated[bool, typer.Option("--controls", help="Also without the picture and with another's.")] = False,
+    beam: Annotated[
+        int | None, typer.Option(min=1, help="Width of the search for captions. Default: that of the model's recipe.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest caption, likewise.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures at a time; it changes speed only.")] = None,
 ) -> None:
-    """Caption or answer a split, score it, and write results.json and the file that COCO's or VQA's server takes."""
+    """Caption or answer a split, score it, and write results.json and the file that COCO's or VQA's server takes.
+
+    The model says itself what it was trained for, whose regions it reads and how long its inputs are; data with another
+    tokenizer, other answers or the regions of another detector are refused. `vlkd card MODEL` shows all of it.
+    """
     from vlkd.evaluation import evaluate_model, evaluation_notes
-    from vlkd.recipes import load_recipe
+    from vlkd.models import read_card
     from vlkd.training import StageData
 
-    resolved = load_recipe(recipe, settings or ())
-    opened = StageData.open(data, resolved)
-    view = "own" if own else "paired"
-    scores = evaluate_model(model, out, resolved, opened, task.value, role.value, view, split, controls=controls)
+    card = read_card(model)
+    opened = StageData.open(data)
+    options = {"beam": beam, "max_tokens": max_tokens, "batch": batch}
+    scores = evaluate_model(model, out, opened, split, controls=controls, **options)
     for condition, found in scores.items():
         shown = "  ".join(f"{name} {100 * value:.1f}" for name, value in found.items())
         typer.echo(f"{condition:8} {shown or 'not scored'}")
-    for note in evaluation_notes(out, task.value):
+    for note in evaluation_notes(out, card.task):
         typer.echo(note)
     typer.echo(f"In '{out}'.")
 
 
 def export(
-    recipe: Recipe,
-    data: Data,
-    model: Annotated[Path, typer.Option(help="Folder of the fine-tuned model.")],
-    task: TaskOption,
+    model: ModelArgument,
+    data: Annotated[Path, typer.Option(help="Data folder that it was trained on, for the tokenizer and the answers.")],
     out: Annotated[Path, typer.Option(help="Folder that gets the model by itself.")],
-    settings: Settings = None,
     precision: Annotated[Weights, typer.Option(help="Of the weights in the file.")] = Weights.float32,
 ) -> None:
-    """Write a trained model by itself: weights, tokenizer, the budgets of its inputs; no trace of teacher or queue.
+    """Write a trained model by itself: weights, tokenizer, answers, and what it is; no trace of teacher or queue.
 
-    In Python, `VLForCaptioning.from_pretrained(OUT)` and `AutoTokenizer.from_pretrained(OUT)` load it.
+    `vlkd caption` and `vlkd answer` take it with `--exported OUT`. In Python, `VLForCaptioning.from_pretrained(OUT)` and
+    `AutoTokenizer.from_pretrained(OUT)` load it, and `vlkd.models.read_card(OUT)` says how long its inputs may be and which
+    detector's regions it reads.
     """
     from vlkd.evaluation import export_model
-    from vlkd.recipes import load_recipe
     from vlkd.training import StageData
 
-    resolved = load_recipe(recipe, settings or ())
-    export_model(model, out, resolved, StageData.open(data, resolved), task.value, precision.value)
+    export_model(model, out, StageData.open(data), precision.value)
     typer.echo(f"The model: {out}")
 
 
@@ -172,6 +195,7 @@ def checkpoint(
     folder: Annotated[Path, typer.Argument(help="Oscar's or VinVL's: config.json, pytorch_model.bin, vocab.txt.")],
     out: Annotated[Path, typer.Argument(help="Folder that gets the model, and its tokenizer in tokenizer/.")],
     task: Annotated[str, typer.Option(help="pretraining, captioning or vqa: which head.")] = "pretraining",
+    role: Annotated[Role, typer.Option(help="What it is to be in the method.")] = Role.teacher,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -185,12 +209,13 @@ def checkpoint(
 ) -> None:
     """Turn a checkpoint of Oscar or VinVL into a model of ours, and say where every tensor went.
 
-    No pickle is executed. `vlkd pretrain --start`, `adapt --start`, `finetune --start` go on from it.
+    No pickle is executed. `vlkd pretrain --start`, `adapt --start`, `finetune --start` go on from it. A checkpoint does not know
+    its token budgets and its detector: `vlkd card OUT --recipe … --data …` says them, before `vlkd evaluate` and `export`.
     """
-    from vlkd.data import save_tokenizer
+    from vlkd.data import save_tokenizer, tokenizer_fingerprint
     from vlkd.disk import whole_folder
     from vlkd.errors import VlkdError
-    from vlkd.models import load_oscar, load_oscar_tokenizer
+    from vlkd.models import ModelCard, load_oscar, load_oscar_tokenizer
 
     for place in (out, *([data / "tokenizer"] if data else [])):
         if place.exists():
@@ -198,6 +223,10 @@ def checkpoint(
     with whole_folder(out) as unfinished:
         model, report = load_oscar(folder, task, may_differ=may_differ or ())  # type: ignore[arg-type]
         tokenizer = load_oscar_tokenizer(folder)
+        facts = {"task": task, "role": role.value, "view": "own" if role is Role.teacher else "paired"}
+        vocabulary = {"vocabulary": len(tokenizer), "tokenizer": tokenizer_fingerprint(tokenizer)}
+        card = ModelCard(**facts, **vocabulary, stage=f"checkpoint of {folder}", region_dim=model.config.region_dim)
+        model.config.card = card.entry()
         model.save_pretrained(unfinished)
         for place in (unfinished, *([data] if data else [])):
             save_tokenizer(tokenizer, place / "tokenizer")

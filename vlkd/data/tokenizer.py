@@ -26,7 +26,7 @@ SPECIAL_TOKENS = {
     "mask_token": "[MASK]",
 }
 _CONTINUES = "##"
-_FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
@@ -79,7 +79,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path | str) -> No
         os.replace(partial, folder)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
-        if not (folder / _FILE).is_file():
+        if not (folder / TOKENIZER_FILE).is_file():
             raise
 
 
@@ -91,9 +91,9 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerFast:
     """
     from transformers import PreTrainedTokenizerFast
 
-    place = Path(folder) / _FILE
+    place = Path(folder) / TOKENIZER_FILE
     if not place.is_file():
-        raise VlkdError(f"'{folder}' holds no tokenizer (no {_FILE}): finish the stage that writes it first.")
+        raise VlkdError(f"'{folder}' holds no tokenizer (no {TOKENIZER_FILE}): finish the stage that writes it first.")
     try:
         complete = isinstance(json.loads(place.read_bytes()), dict)
     except ValueError:

@@ -1,65 +1,51 @@
-"""A trained model by itself: weights, tokenizer, and what its inputs must look like."""
+"""A trained model by itself: weights, tokenizer, answers, and its card, which says what it reads and how."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from vlkd.data import AnswerVocabulary
+from vlkd.data.corpus import ANSWERS
 from vlkd.disk import whole_folder
 from vlkd.errors import VlkdError
-from vlkd.evaluation.model import MODELS
-from vlkd.models import load_model
-from vlkd.recipes import Recipe
-from vlkd.runs import write_atomically
+from vlkd.evaluation.model import MODELS, fine_tuned_for
+from vlkd.models import load_model, read_card
+from vlkd.models.card import check_answers, check_words
 from vlkd.training import StageData
 
-INPUTS = "inputs.json"
 Precision = Literal["float32", "float16", "bfloat16"]
 
 
-def export_model(
-    model: Path,
-    out: Path,
-    recipe: Recipe,
-    data: StageData,
-    task: Literal["captioning", "vqa"],
-    precision: Precision = "float32",
-) -> None:
-    """Write ``out``: ``config.json``, ``model.safetensors``, the tokenizer's files, ``inputs.json`` and, for VQA, ``answers.json``.
+def export_model(model: Path, out: Path, data: StageData, precision: Precision = "float32") -> None:
+    """Write ``out``: ``config.json`` with the card, ``model.safetensors``, the tokenizer's files and, for VQA, ``answers.json``.
 
     ``VLForCaptioning.from_pretrained(out)`` (or ``VLForVQA``) and ``AutoTokenizer.from_pretrained(out)`` load it; nothing of
-    teacher, queue or projection is in there. ``inputs.json`` has the budgets of tokens that the model was trained with.
+    teacher, queue or projection is in there. :func:`vlkd.models.read_card` gives the budgets of tokens that the model was
+    trained with and the detector whose regions it reads.
 
     Args:
         model: the ``model`` folder of a fine-tuning run.
         out: must not exist yet.
-        recipe: of that run.
         data: what it was trained on.
-        task: what it was fine-tuned for.
         precision: of the weights in the file.
 
     Raises:
-        VlkdError: ``out`` exists, or ``model`` holds no model of that task.
+        VlkdError: ``out`` exists, ``model`` holds no fine-tuned model, or the data have another tokenizer or other answers than
+            it was trained with.
         OSError: ``out`` cannot be written.
     """
+    card = read_card(model)
+    task = fine_tuned_for(card, model)
+    check_words(card, model, data.identity)
+    check_answers(card, model, data.identity)
+    card.recipe(model)  # knows its budgets
     if out.exists():
         raise VlkdError(f"'{out}' exists already: choose another folder for the model, or delete it first.")
+    loaded = load_model(MODELS[task], model).to(getattr(torch, precision))
     with whole_folder(out) as unfinished:
-        loaded = load_model(MODELS[task], model).to(getattr(torch, precision))
         loaded.save_pretrained(unfinished)
         data.tokenizer.save_pretrained(unfinished)
-        text = recipe.text
-        inputs = {
-            "task": task, "region_dim": loaded.config.region_dim, "most_regions": data.store.max_regions,
-            "caption_tokens": text.caption, "question_tokens": text.question, "tag_tokens": text.tags,
-            "tag_positions_start_at": max(text.caption, text.question), "answers_from": text.answer_from,
-            "beam": recipe.evaluation.beam, "most_caption_words": recipe.evaluation.max_tokens,
-        }  # fmt: skip
-        write_atomically(unfinished / INPUTS, json.dumps(inputs, indent=2) + "\n")
         if task == "vqa":
-            answers: AnswerVocabulary = data.answer_vocabulary()
-            answers.save(unfinished / "answers.json")
+            data.answer_vocabulary().save(unfinished / ANSWERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlkd.data import Corpus, View, VQASet
 from vlkd.data.vqa_v2 import VQAQuestion
@@ -15,11 +15,12 @@ from vlkd.evaluation.generation import Role
 from vlkd.evaluation.java_metrics import JavaMetrics
 from vlkd.evaluation.vqa_official import write_answers
 from vlkd.locks import locked
-from vlkd.models import VLForCaptioning, VLForVQA, load_model
-from vlkd.recipes import Recipe
+from vlkd.models import Layout, ModelCard, VLForCaptioning, VLForVQA, load_model, read_card
+from vlkd.models.card import check_reads
 from vlkd.runs import Run
 from vlkd.training import StageData
 
+FineTuned = Literal["captioning", "vqa"]
 MODELS = {"captioning": VLForCaptioning, "vqa": VLForVQA}
 CAPTIONS = "captions.json"
 ANSWERS = "vqa_answers.json"
@@ -28,30 +29,48 @@ ANSWERS = "vqa_answers.json"
 def evaluate_model(
     model: Path,
     out: Path,
-    recipe: Recipe,
     data: StageData,
-    task: str,
-    role: Role,
-    view: View,
     split: str,
     *,
+    beam: int | None = None,
+    max_tokens: int | None = None,
+    batch: int | None = None,
     controls: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """Condition -> metric -> score; ``controls`` adds the conditions without the picture and with another's.
+    """Condition -> metric -> score of a fine-tuned model, which says itself what it reads and how.
 
     ``out`` then holds ``results.json``, with every caption or answer, and ``captions.json`` (COCO's result format) or
     ``vqa_answers.json`` (VQA's, where the questions have ids). A finished folder is read, not computed again.
 
+    Args:
+        model: its folder.
+        out: of the results.
+        data: whose texts and regions it is examined on.
+        split: of the data.
+        beam: width of the search for captions; None takes what the model was trained with.
+        max_tokens: the longest caption, likewise.
+        batch: pictures or questions at a time; it changes speed only.
+        controls: add the conditions without the picture and with another's.
+
     Raises:
-        VlkdError: no such split, texts or model, ``out`` holds another run, or another process is at work in it.
+        VlkdError: no such split, texts or model; a model that is not fine-tuned, or was trained for other data; ``out`` holds
+            another run, or another process is at work in it.
         OSError: ``out`` cannot be written.
     """
+    card = read_card(model)
+    task = fine_tuned_for(card, model)
+    if task == "vqa" and (beam is not None or max_tokens is not None):
+        raise VlkdError(
+            f"The model in '{model}' answers questions, for which there is no beam and no length: leave them out."
+        )
+    recipe = card.recipe(model, beam=beam, max_tokens=max_tokens, batch=batch)
+    check_reads(card, model, data.identity)
     if split not in data.corpora:
         raise VlkdError(f"There is no split '{split}': the data have {', '.join(sorted(data.corpora))}.")
     corpus = data.corpora[split].with_texts("questions" if task == "vqa" else "captions")
     settings = {
-        "task": task, "role": role, "view": view, "split": split, "controls": controls, "text": recipe.text.model_dump(),
-        "evaluation": recipe.evaluation.model_dump(),
+        "task": task, "role": card.role, "view": card.view, "split": split, "controls": controls,
+        "text": Layout.of(recipe.text).model_dump(), "evaluation": recipe.evaluation.model_dump(exclude={"batch"}),
     }  # fmt: skip
     fingerprint = _fingerprint(model, corpus, data)
     with locked(out):
@@ -59,7 +78,7 @@ def evaluate_model(
         if not run.finished:
             exam = Exam(recipe, corpus, data.store, data.tokenizer, data.answer_vocabulary())
             conditions = CONDITIONS if controls else CONDITIONS[:1]
-            found = (_caption if task == "captioning" else _answer)(model, out, role, view, exam, conditions)
+            found = (_caption if task == "captioning" else _answer)(model, out, card.role, card.view, exam, conditions)
             run.finish(**{task: found})
     return {condition: dict(result["scores"]) for condition, result in run.results()[task].items()}
 
@@ -67,6 +86,19 @@ def evaluate_model(
 def evaluation_notes(out: Path, task: str) -> list[str]:
     """:func:`score_notes` of what :func:`evaluate_model` left in ``out``."""
     return score_notes(Run.open(out).results()[task]["picture"], task)
+
+
+def fine_tuned_for(card: ModelCard, model: Path) -> FineTuned:
+    """What the model in a folder was fine-tuned for.
+
+    Raises:
+        VlkdError: for nothing.
+    """
+    if card.task == "pretraining":
+        raise VlkdError(
+            f"The model in '{model}' is pre-trained only: fine-tune it for captioning or vqa first (`vlkd finetune`)."
+        )
+    return card.task
 
 
 def _caption(model: Path, out: Path, role: Role, view: View, exam: Exam, conditions: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from vlkd.models.build import build_config, build_encoder, load_model, start_from
 from vlkd.models.capture import CapturedAttention, QueryKey, capture_attention
+from vlkd.models.card import DataIdentity, Layout, ModelCard, find_card, read_card, write_card
 from vlkd.models.configuration import VLConfig
 from vlkd.models.encoder import VLModel
 from vlkd.models.heads import VLForCaptioning, VLForPreTraining, VLForVQA, VLOutput
@@ -9,7 +10,10 @@ from vlkd.models.oscar import LoadReport, load_oscar, load_oscar_tokenizer
 
 __all__ = [
     "CapturedAttention",
+    "DataIdentity",
+    "Layout",
     "LoadReport",
+    "ModelCard",
     "QueryKey",
     "VLConfig",
     "VLForCaptioning",
@@ -20,8 +24,11 @@ __all__ = [
     "build_config",
     "build_encoder",
     "capture_attention",
+    "find_card",
     "load_model",
     "load_oscar",
     "load_oscar_tokenizer",
+    "read_card",
     "start_from",
+    "write_card",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import BertConfig
 
 
@@ -15,6 +17,7 @@ class VLConfig(BertConfig):
             from [CLS] through the pooler.
         region_layer_norm: whether a LayerNorm follows the projection of region features (Oscar: ``use_img_layernorm``).
         region_layer_norm_eps: its epsilon; None takes ``layer_norm_eps``.
+        card: what the model is, as :class:`~vlkd.models.ModelCard` has it; None of one that no stage has trained.
     """
 
     model_type = "vlkd"
@@ -24,3 +27,4 @@ class VLConfig(BertConfig):
     answer_mask_id: int | None = None
     region_layer_norm: bool = True
     region_layer_norm_eps: float | None = None
+    card: dict[str, Any] | None = None

@@ -61,6 +61,7 @@ def examine(workshop: Workshop, row: Candidate, split: str) -> dict[str, Any]:
     folder = workshop.folder / "evaluation" / split / _slug(row.name)
     run = Run.begin(folder, settings, _fingerprint(row, data, split))
     if not run.finished:
+        row.trained.check(workshop.recipe, data)
         found = {}
         for task in TASKS:
             if task in row.trained.folders:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from vlkd.models import Layout, read_card
+from vlkd.models.card import check_is, check_reads
 from vlkd.recipes import Recipe
-from vlkd.training import MODEL, Stage, adapt, distill, finetune, pretrain
+from vlkd.training import MODEL, Stage, StageData, adapt, distill, finetune, pretrain
 
 Task = Literal["captioning", "vqa"]
 Role = Literal["teacher", "student"]
@@ -49,6 +51,17 @@ class Trained:
     folders: dict[Task, Path]
     role: Role
     view: View
+
+    def check(self, recipe: Recipe, data: StageData) -> None:
+        """Whether these are models of such a run. Their view may be another than in training, as of a teacher not adapted.
+
+        Raises:
+            VlkdError: one is not, or says nothing of itself.
+        """
+        for task, folder in self.folders.items():
+            card = read_card(folder)
+            check_is(card, folder, task=task, role=self.role)
+            check_reads(card, folder, data.identity, Layout.of(recipe.text), boxes=False)
 
 
 @dataclass(frozen=True)

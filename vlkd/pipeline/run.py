@@ -12,6 +12,8 @@ from rich.console import Console
 
 from vlkd.errors import VlkdError
 from vlkd.locks import locked
+from vlkd.models import read_card
+from vlkd.models.card import check_is
 from vlkd.pipeline.examine import SPLITS, Candidate, candidates, examine
 from vlkd.pipeline.imported import check_images
 from vlkd.pipeline.method import TASKS, TEXTS, Job, Plan, Task, plan_method
@@ -66,6 +68,7 @@ def run_method(
     workshop = Workshop(recipe, folder, imported, images)
     settings, fingerprint = recipe.settings(), ""
     if start is not None:
+        check_is(read_card(start), start, task="pretraining", role="teacher")
         settings["start_weights"] = weights_hash(start)
     if imported is not None:
         fingerprint = workshop.data.fingerprint

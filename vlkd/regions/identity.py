@@ -33,6 +33,11 @@ class DetectorIdentity(BaseModel):
     weights: str | None = None
     classes: str | None = None
 
+    def __str__(self) -> str:
+        files = f", of {self.weights}" if self.weights else ""
+        limits = f"score-threshold {self.score_threshold}, max-regions {self.max_regions}"
+        return f"{self.name} (weights {self.fingerprint}{files}), {limits}"
+
     def difference(self, other: DetectorIdentity) -> tuple[str, str] | None:
         """What sets the regions of the two apart, of this one and of the other; None where they are the same.
 

@@ -130,6 +130,7 @@ def _examine(workshop: Workshop, exam: Exam, split: Split) -> dict[str, Any]:
         digest.update((weights / "model.safetensors").read_bytes())
     run = Run.begin(folder, settings, digest.hexdigest()[:16])
     if not run.finished:
+        exam.trained.check(recipe, data)
         run.note_time(at_once=True)
         examination = Examination(recipe, data.corpora[split], data.store, data.tokenizer, data.answer_vocabulary())
         looks = (exam.trained.role, exam.trained.view, examination)

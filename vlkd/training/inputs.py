@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,12 @@ from vlkd.data import (
 )
 from vlkd.data.collate import picture_id
 from vlkd.data.corpus import ANSWERS
-from vlkd.data.derived import Derived, folder_answers, folder_tokenizer
+from vlkd.data.derived import TOKENIZER, Derived, folder_answers, folder_tokenizer
 from vlkd.data.json_rows import first_few
 from vlkd.data.masking import TokenIds
+from vlkd.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from vlkd.errors import VlkdError
+from vlkd.models import DataIdentity
 from vlkd.recipes import Recipe
 from vlkd.recipes.schema import Text
 from vlkd.training.stages import Stage
@@ -64,6 +66,7 @@ class StageInputs:
         max_length: places of the longest sequence that a batch can hold.
         answers: how a VQA head starts; None without questions.
         keys: of the pictures, for messages.
+        identity: what of the data the trained model says that it depends on.
     """
 
     samples: EpochSet
@@ -74,6 +77,7 @@ class StageInputs:
     max_length: int
     answers: Answers | None = None
     keys: Sequence[str] = ()
+    identity: DataIdentity = field(default_factory=DataIdentity)
 
     @property
     def num_answers(self) -> int:
@@ -104,10 +108,11 @@ class StageData:
     answers: AnswerVocabulary | None = None
 
     @classmethod
-    def open(cls, folder: Path | str, recipe: Recipe) -> StageData:
+    def open(cls, folder: Path | str, recipe: Recipe | None = None) -> StageData:
         """What ``vlkd data import`` left in ``folder``: ``store/``, ``<split>.json``, ``answers.json``.
 
-        ``tokenizer/`` beside them is used, or made of the training texts and kept there.
+        ``tokenizer/`` beside them is used, or made of the training texts and kept there. Without a recipe, for models that are
+        trained already, it must be there and is taken as it is.
 
         Raises:
             VlkdError: one of them is missing or damaged, texts are about pictures that the store has not, pictures that were held
@@ -121,8 +126,11 @@ class StageData:
                 f"'{folder}' has no texts to train on (no train.json): add them with `vlkd data texts {folder} --split train`."
             )
         _check_corpora(folder, corpora, store)
-        tokenizer = folder_tokenizer(folder, corpora["train"], recipe.text.vocabulary)
-        return cls(store, corpora, tokenizer, recipe.seed, folder_answers(folder, corpora["train"]))
+        if recipe is None:
+            tokenizer, seed = load_tokenizer(folder / TOKENIZER), 0
+        else:
+            tokenizer, seed = folder_tokenizer(folder, corpora["train"], recipe.text.vocabulary), recipe.seed
+        return cls(store, corpora, tokenizer, seed, folder_answers(folder, corpora["train"]))
 
     def answer_vocabulary(self) -> AnswerVocabulary:
         """The answers that a VQA model chooses among."""
@@ -156,6 +164,7 @@ class StageData:
             samples.collator.max_length,
             answers,
             corpus.keys,
+            self.identity,
         )
 
     def left_out(self, task: str) -> str | None:
@@ -173,6 +182,18 @@ class StageData:
         words = self.tokenizer(list(vocabulary.answers), add_special_tokens=False)["input_ids"]
         mask_id = TokenIds.of(self.tokenizer).mask if text.answer_from == "mask" else None
         return Answers(log_odds, words, mask_id)
+
+    @cached_property
+    def identity(self) -> DataIdentity:
+        """What of the data a model depends on."""
+        vocabulary = self.answer_vocabulary()
+        return DataIdentity(
+            tokenizer=tokenizer_fingerprint(self.tokenizer),
+            vocabulary=len(self.tokenizer),
+            answers=vocabulary.fingerprint if len(vocabulary) else None,
+            regions=self.store.max_regions,
+            detectors=self.store.detectors,
+        )
 
     @cached_property
     def fingerprint(self) -> str:

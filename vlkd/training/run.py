@@ -17,12 +17,13 @@ from transformers.utils import logging
 from vlkd.disk import blamed_on, whole_folder
 from vlkd.errors import VlkdError
 from vlkd.locks import locked
-from vlkd.models import VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder, load_model, start_from
+from vlkd.models import VLForVQA, build_encoder, load_model, start_from
 from vlkd.objectives import paired_layers
 from vlkd.recipes import CHANGES_NO_NUMBER, Distillation, Recipe, Schedule
 from vlkd.runs import Run
 from vlkd.training.arguments import process_state, training_arguments
 from vlkd.training.callbacks import MetricsFile, ProgressBar, TimeKept
+from vlkd.training.cards import CLASSES, check_models, stage_card
 from vlkd.training.checkpoints import latest_checkpoint
 from vlkd.training.inputs import StageData, StageInputs
 from vlkd.training.method import Method
@@ -39,8 +40,6 @@ from vlkd_kernels import RingQueue
 MODEL = "model"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-
-_CLASSES = {"pretraining": VLForPreTraining, "captioning": VLForCaptioning, "vqa": VLForVQA}
 
 
 def train_stage(folder: Path | str, recipe: Recipe, stage: Stage, data: StageData) -> Path:
@@ -64,6 +63,8 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
     """
     require_options(recipe.training)
     folder = Path(folder)
+    if not Run(folder).finished:
+        check_models(recipe, stage, inputs)
     state = process_state()
     settings = stage_settings(recipe, stage, seed)
     with locked(folder) if state.is_main_process else nullcontext():
@@ -148,6 +149,7 @@ def build_trainer(folder: Path, recipe: Recipe, stage: Stage, inputs: StageInput
     arguments = training_arguments(folder / CHECKPOINTS, stage.schedule, seed, state.num_processes, training)
     arguments.run_name = stage.name
     model = _build_model(recipe, stage, inputs)
+    model.config.card = stage_card(recipe, stage, inputs).entry()
     if training.gradient_checkpointing:
         checkpoint_activations(model)
     distillation = recipe.distillation
@@ -189,7 +191,7 @@ def _stream(schedule: Schedule, inputs: StageInputs, seed: int, ranks: int, sort
 
 
 def _build_model(recipe: Recipe, stage: Stage, inputs: StageInputs) -> PreTrainedModel:
-    model_class, answers = _CLASSES[stage.task], inputs.answers
+    model_class, answers = CLASSES[stage.task], inputs.answers
     settings = {} if answers is None else {"num_answers": len(answers.words), "answer_mask_id": answers.mask_id}
     if stage.start is not None:
         dropout = stage.schedule.dropout
@@ -232,7 +234,7 @@ def _load_teacher(
     if stage.teacher is None:
         return None
     weights = stage.weights(distillation)
-    model = load_model(_CLASSES[stage.task], stage.teacher)
+    model = load_model(CLASSES[stage.task], stage.teacher)
     heads_s, heads_t = student.config.num_attention_heads, model.config.num_attention_heads
     if "attention" in weights and heads_s != heads_t:
         raise VlkdError(
