@@ -15,6 +15,17 @@ def normal_key(key: str) -> str:
     return unicodedata.normalize("NFC", key)
 
 
+def is_word(value: object) -> bool:
+    """Whether something is text that can be written: more than blanks, and no half of a character."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(key: str) -> str:
     """The key as a sentence has it: a long one, such as features in the place of a key, is cut."""
     return key if len(key) <= _SHOWN else f"{key[: _SHOWN - 20]}… ({len(key):,} characters)"

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from vlkd.errors import VlkdError
-from vlkd.keys import shown
+from vlkd.keys import is_word, shown
 from vlkd.regions.soundness import box_problem, number_problem, size_problem
 
 GEOMETRY_DIM = 6
@@ -144,14 +144,14 @@ class RegionRecord:
         Raises:
             VlkdError: something is missing or does not fit together, with the key and both values.
         """
-        if not isinstance(self.key, str) or not self.key:
-            raise VlkdError(f"A picture has the key {self.key!r}, but a text of at least one character is expected.")
+        if not is_word(self.key):
+            raise VlkdError(f"A picture has the key {self.key!r}, but text is expected.")
         if not self.views:
             raise VlkdError(f"Picture '{shown(self.key)}' has no region, but at least 1 is expected: extract it again.")
         for view in self.views:
             self.paired() if view == "paired" else self.own()  # verified by their types
         for name in ("tags", "own_tags"):
-            wrong = [tag for tag in getattr(self, name) if not isinstance(tag, str) or not tag.strip()]
+            wrong = [tag for tag in getattr(self, name) if not is_word(tag)]
             if wrong:
                 raise VlkdError(f"Picture '{shown(self.key)}': {name} has {wrong[0]!r}, but words are expected.")
 

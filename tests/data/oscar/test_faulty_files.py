@@ -270,6 +270,10 @@ ROWS: dict[str, tuple[Make, str]] = {
         text_of(lambda text: re.sub(r"([A-Za-z0-9+/]{76})", r"\1\n", text), "pre-training"),
         "columns, but a key and JSON are expected.*are lines wrapped|no whole|bytes of features",
     ),
+    "an entry twice": (
+        text_of(lambda text: text.replace('"num_boxes": 5', '"num_boxes": 4, "num_boxes": 5')), "'num_boxes' stands in one line twice"),
+    "half of a character": (json_object(**{"class": "\ud800"}), r"'class' is '.ud800', but a name"),
+    "the key twice but for blanks": (line(1, "42 \t{}"), "line 2: key '42' stands in line 1 already"),
     "objects null": (json_row({"objects": None}, "extractor"), "'objects' is null, but a list"),
     "objects empty": (json_row({"objects": []}, "extractor"), "'objects' is a list of 0, but a list of at least one"),
     "objects of numbers": (json_row({"objects": [1]}, "extractor"), "object 0 .*: expected a JSON list of objects"),

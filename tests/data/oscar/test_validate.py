@@ -215,6 +215,17 @@ def test_an_index_is_made_as_oscar_has_it(tmp_path: Path) -> None:
     assert [file.first_column(i) for i in range(3)] == ["one", "two", "three"]
 
 
+def test_an_index_of_another_file_is_made_anew_and_one_of_no_file_is_kept(tmp_path: Path) -> None:
+    path = write_features(tmp_path / "a.tsv", {"42": features("42", 2, 7)})
+    index = tmp_path / "a.lineidx"
+    index.write_text("0\n7\n")
+    assert write_lineidx(path).read_text() == "0\n"
+    path.write_bytes(b"")
+    with pytest.raises(VlkdError, match="is empty"):
+        write_lineidx(path)
+    assert index.read_text() == "0\n"
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     (finding,) = validate(Sources(own=tmp_path / "nowhere.tsv"))
     assert "There is no file" in finding.problem

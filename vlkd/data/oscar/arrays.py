@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -16,8 +15,9 @@ from vlkd.data.oscar.encoded import to_float32
 from vlkd.data.oscar.found import Found
 from vlkd.data.oscar.six_numbers import check_geometry, ends_with_geometry
 from vlkd.errors import VlkdError
-from vlkd.keys import normal_key, shown
+from vlkd.keys import is_word, normal_key, shown
 
+_LONGEST_REASON = 120  # characters
 SUFFIXES = (".pt", ".pth", ".npz", ".safetensors")
 
 
@@ -53,10 +53,10 @@ class ArrayFile:
 
     def _add(self, name: Any) -> None:
         """Take a key up, or say why not."""
-        if not isinstance(name, (str, int)) or isinstance(name, bool) or not str(name).strip():
+        if not isinstance(name, (str, int)) or isinstance(name, bool) or not is_word(str(name)):
             self.problems.append(f"'{self.path}': the key {name!r} is no text and no number.")
             return
-        key = normal_key(str(name))
+        key = normal_key(str(name).strip())
         if key in self._name_of:
             self.problems.append(f"'{self.path}': the keys {self._name_of[key]!r} and {name!r} are the same: keep one.")
             return
@@ -85,23 +85,24 @@ def _without_mmap(path: Path, first: Exception) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
-        reason = str(first).split("\n", 1)[0]
-        raise VlkdError(f"'{path}' holds no tensors that can be loaded without running code ({reason}).") from None
+        raise VlkdError(
+            f"'{path}' holds no tensors that can be loaded without running code ({_reason(first)})."
+        ) from None
 
 
 def _numpy(path: Path) -> Loaded:
     try:
         archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, BadZipFile) as error:
-        raise VlkdError(f"'{path}' is no .npz of arrays ({error}).") from None
+    except Exception as error:  # whatever a broken archive makes zip and NumPy raise
+        raise VlkdError(f"'{path}' is no .npz of arrays ({_reason(error)}).") from None
     if not isinstance(archive, np.lib.npyio.NpzFile) or not archive.files:
         raise VlkdError(f"'{path}' holds {_kind(archive)}, but arrays of key -> [n, D + 6] are expected.")
 
     def get(name: str) -> Any:
         try:
             return archive[name]
-        except (ValueError, OSError, BadZipFile) as error:
-            raise VlkdError(f"'{path}', key '{shown(name)}': no array that can be read ({error}).") from None
+        except Exception as error:  # the same
+            raise VlkdError(f"'{path}', key '{shown(name)}': no array that can be read ({_reason(error)}).") from None
 
     return list(archive.files), get
 
@@ -112,7 +113,7 @@ def _safetensors(path: Path) -> Loaded:
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise VlkdError(f"'{path}' is no .safetensors file ({error}).") from None
+        raise VlkdError(f"'{path}' is no .safetensors file ({_reason(error)}).") from None
     return sorted(file.keys()), file.get_tensor
 
 
@@ -134,6 +135,12 @@ def _rows(value: Any, place: str) -> np.ndarray:
     if value.dtype.kind != "f":
         raise VlkdError(f"{place}: numbers of {value.dtype} came, but floating-point numbers are expected.")
     return value
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, cut to a part of a sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
 
 
 def _kind(value: Any) -> str:

@@ -18,6 +18,7 @@ from vlkd.regions.soundness import number_problem, size_problem
 
 StoredAs = Literal["float16", "float32", "float64"]
 DTYPES: tuple[StoredAs, ...] = ("float16", "float32", "float64")
+_ONCE = ("num_boxes", "features", "objects", "image_w", "image_h")  # of which JSON would keep the last in silence
 _SHOWN = 40  # characters of a value in a sentence
 _USUAL = (1e-10, 1e6)  # between which a detector's numbers lie; bytes of another dtype do not
 
@@ -26,8 +27,12 @@ def parse_json(text: bytes, place: str) -> Any:
     """What a column of JSON holds; NaN, which is no JSON but which Python writes, becomes a NaN.
 
     Raises:
-        VlkdError: it is no JSON.
+        VlkdError: it is no JSON, or an entry stands in it twice.
     """
+    for name in _ONCE:
+        mark = b'"%s"' % name.encode()
+        if text.count(mark) > 1 and len(re.findall(mark + rb"\s*:", text)) > 1:
+            raise VlkdError(f"{place}: '{name}' stands in one line twice: are two lines joined?")
     try:
         return orjson.loads(text)
     except ValueError:

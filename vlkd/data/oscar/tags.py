@@ -14,7 +14,7 @@ from vlkd.data.oscar.containers import require_text
 from vlkd.data.oscar.encoded import brief, parse_json, share_problem, size_of
 from vlkd.data.oscar.tsv import KeyedTsv, TsvFile
 from vlkd.errors import VlkdError
-from vlkd.keys import shown
+from vlkd.keys import is_word, shown
 
 
 class TagFile:
@@ -71,7 +71,7 @@ def class_of(item: Any, place: str) -> str:
     if not isinstance(item, dict) or "class" not in item:
         raise VlkdError(f"{place}: expected a JSON list of objects with 'class' behind the key, but got {brief(item)}.")
     name = item["class"]
-    if not isinstance(name, str) or not name.strip():
+    if not is_word(name):
         raise VlkdError(f"{place}: 'class' is {brief(name)}, but a name is expected.")
     problem = share_problem(item["conf"]) if "conf" in item else None
     if problem:

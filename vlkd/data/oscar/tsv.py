@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlkd.data.oscar.containers import require_text
+from vlkd.data.text_files import LONGEST_KEY
 from vlkd.errors import VlkdError
 from vlkd.keys import normal_key, shown
 from vlkd.runs import write_atomically
 
 _BOM = b"\xef\xbb\xbf"
-_LONGEST_KEY = 1000  # characters
 _MOST_PROBLEMS = 5  # of a file's keys that are told one by one
 
 
@@ -28,13 +28,14 @@ class TsvFile:
         VlkdError: there is no such file, it is empty, compressed or in another encoding, or its ``.lineidx`` belongs to another one.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, anew: bool = False) -> None:
+        """``anew`` finds the rows even where a ``.lineidx`` says where they are."""
         self.path = Path(path)
         require_text(self.path)
         with self.path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._index = lineidx(self.path)
-        self.indexed = self._index.is_file()
+        self.indexed = self._index.is_file() and not anew
         self.offsets = self._read_index() if self.indexed else list(self._scan())
         while self.offsets and not self._content(len(self.offsets) - 1).strip():
             self.offsets.pop()
@@ -168,10 +169,10 @@ class KeyedTsv:
 
     def _add(self, row: int) -> None:
         place = f"'{self.tsv.path}', line {row + 1}"
-        key = normal_key(self.tsv.first_column(row))
-        if not key.strip():
+        key = normal_key(self.tsv.first_column(row).strip())
+        if not key:
             raise VlkdError(f"{place}: no key of a picture, but one is expected in the first column: remove the line.")
-        if len(key) > _LONGEST_KEY:
+        if len(key) > LONGEST_KEY:
             raise VlkdError(
                 f"{place}: '{shown(key)}' stands where a key is expected: are lines wrapped, or columns exchanged?"
             )
@@ -195,6 +196,5 @@ def write_lineidx(path: Path | str) -> Path:
     """
     path = Path(path)
     index = lineidx(path)
-    index.unlink(missing_ok=True)
-    write_atomically(index, "".join(f"{offset}\n" for offset in TsvFile(path).offsets))
+    write_atomically(index, "".join(f"{offset}\n" for offset in TsvFile(path, anew=True).offsets))
     return index
