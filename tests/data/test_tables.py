@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_store import only
 
 from vlkd.data import Corpus, write_store
@@ -117,6 +122,31 @@ def test_whatever_excel_writes_is_read(encoding: str, end: str, mark: str, tmp_p
     assert read_captions(path) == ROWS
     path.write_bytes((f"sep={mark}{end}" + end.join(quoted)).encode(encoding))
     assert read_captions(path) == ROWS
+
+
+WORDS = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=20)
+NAMES = st.text("abcé/ -_.0", min_size=1, max_size=8).map(lambda name: name.strip() + "x")
+
+
+@given(
+    rows=st.lists(st.tuples(NAMES, WORDS.filter(lambda text: text.strip() != "")), min_size=1, max_size=6),
+    mark=st.sampled_from([",", ";", "\t", "|"]),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    quoting=st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_another_program_writes_comes_back(
+    rows: list[tuple[str, str]], mark: str, end: str, quoting: Literal[0, 1], encoding: str, tmp_path_factory
+) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=mark, lineterminator=end, quoting=quoting).writerows([("picture", "caption"), *rows])
+    path = tmp_path_factory.getbasetemp() / "written.csv"
+    path.write_bytes(text.getvalue().encode(encoding))
+    expected: dict[str, list[str]] = {}
+    for name, caption in rows:
+        expected.setdefault(picture_key(name), []).append(caption.strip())
+    assert read_caption_table(path) == expected
 
 
 def test_another_encoding_is_named_by_its_line(tmp_path: Path) -> None:

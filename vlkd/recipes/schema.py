@@ -48,7 +48,7 @@ class Detectors(_Section):
 class Text(_Section):
     """Token budgets, all in WordPieces."""
 
-    vocabulary: int = Field(default=600, ge=64)
+    vocabulary: int = Field(default=600, ge=64, description="most WordPieces that the tokenizer has")
     caption: int = Field(default=24, ge=4, description="[CLS] + caption + [SEP] (Oscar: 40)")
     question: int = Field(default=20, ge=4)
     tags: int = Field(default=16, ge=1, description="tags + [SEP] (Oscar: 30)")
