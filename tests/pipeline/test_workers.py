@@ -9,10 +9,12 @@ import time
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vlkd.errors import VlkdError
+from vlkd.pipeline import workers
 from vlkd.pipeline.method import plan_method
 from vlkd.pipeline.workers import Work, do_all
 from vlkd.pipeline.workshop import Workshop
@@ -88,6 +90,28 @@ def test_a_process_that_dies_is_reported_not_waited_for(recipe, tmp_path: Path) 
     with pytest.raises(VlkdError, match=r"worked on doomed died \(exit status -9.*takes up where it was"):
         do_all([Work("doomed", die), Work("long", sleep)], Workshop(recipe, tmp_path), 2)
     assert not active_children()
+
+
+def test_an_os_error_comes_back_as_itself(recipe, tmp_path: Path) -> None:
+    error = OSError(28, "No space left on device", "/data/run")
+    works = [Work("full", partial(fail, error=error)), Work("other", partial(note, name="x"))]
+    with pytest.raises(OSError, match="No space left") as caught:
+        do_all(works, Workshop(recipe, tmp_path), 2)
+    assert (caught.value.errno, caught.value.filename) == (28, "/data/run")
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    """A killed parent's end of a pipe closes; here the pipe stands for the parent."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        workers._end_with(SimpleNamespace(sentinel=reading))  # type: ignore[arg-type]
+        os._exit(77)  # not reached
+    os.close(reading)
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.close(writing)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
 def test_a_plan_names_nothing_before_what_it_needs(recipe, tmp_path: Path) -> None:

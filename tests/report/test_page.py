@@ -172,6 +172,14 @@ def test_what_other_trainings_gave_stands_beside_this_one(light, tmp_path):
     assert found[0]["estimate"]["mean"] == 0.1234 and len(found) == 3
 
 
+def test_times_of_several_sessions_say_so(light, story):
+    first = story.stages[0]
+    assert "sessions" not in page(replace(light, stages=(first, first)))
+    resumed = page(replace(light, stages=(replace(first, seconds=3725.0, sessions=3), first)))
+    assert "62 min 05 s<br>in 3 sessions</td>" in resumed and resumed.count("in 3 sessions") == 1
+    assert "times are those of all sessions" in resumed
+
+
 def test_parts_without_data_are_left_out(light):
     bare = replace(light, comparisons=(), detectors={}, unavailable={}, rows=tuple(
         replace(row, captioning={"picture": row.captioning["picture"]}, vqa={"picture": row.vqa["picture"]})
