@@ -80,6 +80,15 @@ def test_no_corpus_has_a_score_that_is_none(score: object, corpus, tmp_path) -> 
         Corpus.load(tmp_path / "corpus.json")
 
 
+def test_an_id_is_one_questions(corpus, tmp_path) -> None:
+    asked = Question("", "what ?", "it", id=7)
+    replace(corpus, questions=((asked,), *corpus.questions[1:])).save(tmp_path / "corpus.json")
+    assert Corpus.load(tmp_path / "corpus.json").questions[0] == (asked,)
+    replace(corpus, questions=((asked,), (asked,), *corpus.questions[2:])).save(tmp_path / "corpus.json")
+    with pytest.raises(VlkdError, match="has several questions with the id 7"):
+        Corpus.load(tmp_path / "corpus.json")
+
+
 def test_a_split_has_the_name_of_a_file(corpus) -> None:
     for name in ("", "../train", "a/b", ".hidden"):
         with pytest.raises(VlkdError, match="letters, digits"):

@@ -160,6 +160,9 @@ class Corpus:
             texts = [_checked_texts(*row, f"'{path}', picture {short(row[0])}") for row in rows]
         except (KeyError, TypeError) as error:
             raise VlkdError(f"'{path}' is no corpus: expected what `Corpus.save` writes.") from error
+        numbers = Counter(question.id for _, asked in texts for question in asked if question.id is not None)
+        if twice := [number for number, count in numbers.most_common(1) if count > 1]:
+            raise VlkdError(f"'{path}' has several questions with the id {twice[0]}, but one id is one question's.")
         return cls(split, tuple(keys), tuple(of for of, _ in texts), tuple(of for _, of in texts))
 
 

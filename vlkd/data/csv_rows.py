@@ -69,10 +69,12 @@ def _records(text: str, delimiter: str, path: Path) -> Iterator[CsvRow]:
             opening = _OPENING.match(text, at)
             if opening:
                 cell, at = _quoted(text, opening.end(), delimiter, f"'{path}', line {line}")
-                pieces = _BREAK.split(cell)
-                _refuse_swallowed(pieces, delimiter, max(most, len(cells) + 1), line, path)
-                line += len(pieces) - 1
-                cells.append(" ".join(pieces))
+                if "\n" in cell or "\r" in cell:
+                    pieces = _BREAK.split(cell)
+                    _refuse_swallowed(pieces, delimiter, max(most, len(cells) + 1), line, path)
+                    line += len(pieces) - 1
+                    cell = " ".join(pieces)
+                cells.append(cell)
             else:
                 match = plain.match(text, at)
                 assert match is not None
@@ -91,19 +93,24 @@ def _records(text: str, delimiter: str, path: Path) -> Iterator[CsvRow]:
 def _quoted(text: str, begin: int, delimiter: str, place: str) -> tuple[str, int]:
     """The cell whose opening quote ends at ``begin``, and where its closing quote ends."""
     found = _QUOTED.match(text, begin)
-    shown = short(_BREAK.split(text[begin : begin + 200])[0])
     if found is None:
-        raise VlkdError(f"{place}: the quote that opens before {shown} is never closed: close it behind the cell.")
+        raise VlkdError(
+            f"{place}: the quote that opens before {_shown(text, begin)} is never closed: close it behind the cell."
+        )
     end = found.end()
     if end < len(text) and text[end] not in (delimiter, "\r", "\n"):
-        behind = short(_BREAK.split(text[end : end + 200])[0])
         lines = len(_BREAK.findall(found[1]))
         where = f", {lines} line{'s' * (lines > 1)} further down," if lines else ""
         raise VlkdError(
-            f"{place}: the quote that opens before {shown} is closed{where} before {behind}, and no cell ends there: close it "
-            'behind the cell, and write a quote inside of it twice ("").'
+            f"{place}: the quote that opens before {_shown(text, begin)} is closed{where} before {_shown(text, end)}, and no cell ends "
+            'there: close it behind the cell, and write a quote inside of it twice ("").'
         )
     return found[1].replace('""', '"'), end
+
+
+def _shown(text: str, begin: int) -> str:
+    """The rest of the line, for a sentence."""
+    return short(_BREAK.split(text[begin : begin + 200])[0])
 
 
 def _refuse_swallowed(pieces: list[str], delimiter: str, columns: int, line: int, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from vlkd.data.csv_rows import DELIMITERS, csv_rows, header_of
@@ -54,6 +55,7 @@ def is_caption_table(path: Path) -> bool:
     return _delimiter(first_line(path), path, PICTURE, CAPTION) is not None
 
 
+@lru_cache(maxsize=1 << 12)  # a picture's captions stand together
 def picture_key(name: str) -> str:
     """The key of a picture that a file calls ``name``: its path with forward slashes and without the suffix of a picture."""
     path = PurePosixPath(name.replace("\\", "/"))

@@ -228,3 +228,13 @@ def test_what_would_undo_a_split_is_found_and_refused_before_features_are_read(t
     with pytest.raises(VlkdError, match="was held out of training"):
         import_oscar(sources, tmp_path / "data")
     assert not (tmp_path / "data" / ".store.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("image_id", "picture"),
+    [("a.jpg", "a"), ("x\\a.PNG", "x/a"), (7, "COCO_val2014_000000000007"), ("7", "7"), ("v1.5", "v1.5")],
+)
+def test_an_image_id_finds_its_picture(image_id: object, picture: str, tmp_path: Path) -> None:
+    sources = Sources(captions=written(tmp_path, [{"image_id": image_id, "caption": "a star"}]))
+    corpus, _, _ = read_texts(sources, "train")
+    assert corpus is not None and matched(corpus, ["other", picture], sources).keys == (picture,)

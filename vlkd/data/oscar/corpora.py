@@ -14,7 +14,7 @@ from vlkd.data.json_rows import first_few, read_json
 from vlkd.data.merging import NewTexts, Tell, add_texts
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.oscar.texts import file_names, read_answers, read_captions, read_questions
-from vlkd.data.tables import TABLES, read_question_table
+from vlkd.data.tables import TABLES, picture_key, read_question_table
 from vlkd.data.text_files import short
 from vlkd.data.vqa_v2 import asked_questions, read_annotations
 from vlkd.data.vqa_v2 import read_questions as read_vqa_questions
@@ -44,7 +44,7 @@ def import_texts(
     which answers there are; returns all texts of the split.
 
     Where the store knows none of the texts' image ids, its pictures go by the file names of COCO's annotations, or by the
-    number at the end of their own, as in COCO_train2014_000000391895.
+    number at the end of their own, as in COCO_train2014_000000391895; or the ids are file names themselves.
 
     Args:
         sources: the files.
@@ -111,7 +111,7 @@ def matched(corpus: Corpus, pictures: Sequence[str], sources: Sources) -> Corpus
     spelled = _spelled(pictures)
     if not any(normal_key(key) in spelled for key in corpus.keys):
         names = (file_names(sources.captions) if sources.captions is not None else {}) or _numbers(pictures)
-        corpus = _renamed(corpus, {key: names[key] for key in corpus.keys if key in names})
+        corpus = _renamed(corpus, {key: names.get(key, picture_key(key)) for key in corpus.keys})
     missing = [key for key in corpus.keys if normal_key(key) not in spelled]
     if missing:
         lost = corpus.only(row for row, key in enumerate(corpus.keys) if normal_key(key) not in spelled)
