@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from vlkd.data import Corpus, train_tokenizer, write_store
+from vlkd.models import ModelCard, VLForCaptioning, VLForPreTraining, VLForVQA, build_encoder
 from vlkd.recipes import Encoder, Evaluation, Recipe, Schedule, Schedules, Text
 from vlkd.regions import RegionRecord, geometry
 from vlkd.scenes import Question
@@ -55,3 +57,19 @@ def _record(key: str, rng: np.random.Generator) -> RegionRecord:
         key, 64, 64, student, features(student, STUDENT_DIM), features(student, TEACHER_DIM), TAGS[: len(student)],
         own, features(own, TEACHER_DIM), OWN_TAGS,
     )  # fmt: skip
+
+
+def save_model(folder: Path, card: ModelCard | None) -> Path:
+    """A random model of the recipe's shapes with a card, in ``folder``."""
+    recipe = make_recipe()
+    task = card.task if card else "pretraining"
+    model_class = {"pretraining": VLForPreTraining, "captioning": VLForCaptioning, "vqa": VLForVQA}[task]
+    teacher = card is None or card.role == "teacher"
+    shape, dim = (recipe.teacher, TEACHER_DIM) if teacher else (recipe.student, STUDENT_DIM)
+    torch.manual_seed(5)
+    answers = len(COLOURS) if task == "vqa" else 0
+    vocabulary = (card and card.vocabulary) or 96
+    model = build_encoder(shape, dim, vocabulary, model_class=model_class, num_answers=answers)
+    model.config.card = card and card.entry()
+    model.save_pretrained(folder)
+    return folder

@@ -239,11 +239,10 @@ def check_is(
             f"for {task}."
         )
     if view is not None and card.view != view:
-        todo = (
-            f"adapt it first, with `vlkd adapt … --start {folder}`"
-            if view == "paired"
-            else "give one that was not adapted"
-        )
+        todo = "give one that was not adapted"
+        if view == "paired":
+            adapt = f"adapt it first, with `vlkd adapt … --start {folder}`"
+            todo = adapt if card.task == "pretraining" else "give one that was fine-tuned from an adapted teacher"
         raise VlkdError(
             f"The model in '{folder}' was trained on {_READS[card.view]}, but here it would read {_READS[view]}: {todo}."
         )
