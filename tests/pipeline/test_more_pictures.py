@@ -13,10 +13,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vlkd.cli import app
+from vlkd.cli.os_errors import sentence
 from vlkd.data import RegionStore
 from vlkd.errors import VlkdError
 from vlkd.pipeline import own_pictures, pieces
-from vlkd.pipeline.own_pictures import Extracted, check_out, extract_pictures
+from vlkd.pipeline.own_pictures import Extracted, extract_pictures
 from vlkd.pipeline.shards import Shard
 from vlkd.pipeline.two_detectors import TwoDetectors
 from vlkd.regions.picture_folder import find_pictures
@@ -244,27 +245,41 @@ def test_parts_without_their_notes_are_not_trusted(images: Path, tmp_path: Path,
     assert contents(extracted(images, tmp_path / "out", pair).store.folder) == whole
 
 
-def test_an_out_that_cannot_be_written_to_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(VlkdError, match=r"'.*file' is a file, but a folder is expected"):
-            check_out(out)
-    check_out(tmp_path / "new" / "deeper")
-    assert not (tmp_path / "new").exists()
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(VlkdError, match="cannot be written to: choose another --out"):
-        check_out(tmp_path / "new")
+def test_a_full_disk_names_the_folder_and_the_call_goes_on(images: Path, tmp_path: Path, pair: TwoDetectors) -> None:
+    """Arrow's error knows no path."""
 
-
-def test_a_full_disk_is_one_sentence_and_the_call_goes_on(images: Path, tmp_path: Path, pair: TwoDetectors) -> None:
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "Error writing bytes to file")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(own_pictures, "write_part", full)
-        with pytest.raises(VlkdError, match=r"out' cannot be written to \(No space left on device\): make room"):
+        with pytest.raises(OSError, match="Errno 28") as caught:
             extracted(images, tmp_path / "out", pair)
+    assert sentence(caught.value).startswith(f"'{tmp_path / 'out'}': no space left on device: free some space there")
     assert extracted(images, tmp_path / "out", pair).store.keys == tuple("abcdef")
+
+
+def test_a_gpu_that_is_too_small_says_what_to_change(images: Path, tmp_path: Path, pair: TwoDetectors) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair.student, "maps", full)
+        with pytest.raises(
+            VlkdError, match=r"1 pictures at once, such as 'a.png' of 40 x 32 pixels: give a smaller --batch"
+        ):
+            extracted(images, tmp_path / "out", pair)
+
+
+@pytest.mark.parametrize("out", ["file", "file/deeper"])
+def test_a_file_in_the_place_of_out_is_told_before_any_detector_is_loaded(
+    images: Path, tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ("--images", str(images), "--out", str(tmp_path / out), "--student", "no such", "--teacher", "detector")
+    with pytest.raises(OSError, match="file") as caught:
+        CliRunner().invoke(app, ["regions", *arguments], catch_exceptions=False)
+    assert "a file stands where a folder is needed" in sentence(caught.value)
 
 
 def test_the_command_says_what_is_left_out_new_and_gone(images: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from vlkd.cli import app
 from vlkd.data import RegionStore
 from vlkd.errors import VlkdError
+from vlkd.pipeline.exported import ExportedModel
 from vlkd.pipeline.own_pictures import Extracted, extract_pictures
 from vlkd.pipeline.shards import Shard
 from vlkd.pipeline.two_detectors import TwoDetectors
@@ -209,6 +210,18 @@ def test_a_detector_without_proposals_gives_the_whole_picture() -> None:
     (record,) = records_of(TwoDetectors(*detectors, device=CPU), np.zeros((60, 90, 3), dtype=np.uint8))
     for boxes in (record.student_boxes, record.own_boxes):
         np.testing.assert_allclose(boxes, [[0, 0, 90, 60]], atol=1e-3)
+
+
+def test_a_picture_too_thin_for_an_exported_models_detector_is_named(small: Small) -> None:
+    model = ExportedModel(Path(), None, small[0], 0.2, 5)  # type: ignore[arg-type]  # the card is not asked
+    refuses(
+        "'thin.png' cannot be looked at: 4000 x 1 pixels are too thin",
+        model._regions,
+        "thin.png",
+        np.zeros((1, 4000, 3), np.uint8),
+    )
+    record = model._regions("dot.png", np.zeros((1, 1, 3), np.uint8))
+    record.check()
 
 
 def test_bits_do_not_depend_on_the_batch_and_its_company(scenes: list[Picture], small: Small) -> None:

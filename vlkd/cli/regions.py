@@ -100,32 +100,30 @@ def regions(
     import warnings
 
     from vlkd.locks import locked
-    from vlkd.pipeline.own_pictures import check_out, extract_pictures
+    from vlkd.pipeline.own_pictures import extract_pictures
     from vlkd.pipeline.shards import Shard
     from vlkd.pipeline.two_detectors import TwoDetectors
     from vlkd.regions.picture_folder import find_pictures
     from vlkd.regions.zoo import load_detector
 
-    warnings.filterwarnings(
-        "ignore", module="PIL"
-    )  # about metadata; what keeps a picture from being read is in broken.txt
+    # About metadata; what keeps a picture from being read is in broken.txt.
+    warnings.filterwarnings("ignore", module="PIL")
     # Mistakes in folders first: they take a moment to find, and detectors may have to be fetched.
     shard = Shard.from_environment()
     place = shard.device(device)
     found = find_pictures(images)
     if found.left_out:
         tell(found.told())
-    check_out(out)
-    detectors = TwoDetectors(
-        load_detector(student, student_weights, student_classes),
-        load_detector(teacher, teacher_weights, teacher_classes),
-        device=place,
-        precision=precision.value,
-        batch=batch,
-        max_regions=max_regions,
-        score_threshold=score_threshold,
-    )
     with resumable(), locked(out) if shard.rank == 0 else nullcontext():
+        detectors = TwoDetectors(
+            load_detector(student, student_weights, student_classes),
+            load_detector(teacher, teacher_weights, teacher_classes),
+            device=place,
+            precision=precision.value,
+            batch=batch,
+            max_regions=max_regions,
+            score_threshold=score_threshold,
+        )
         extracted = extract_pictures(
             found, out, detectors, precision=precision.value, dtype=dtype.value, workers=workers, shard=shard
         )

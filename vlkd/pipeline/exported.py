@@ -133,12 +133,15 @@ class ExportedModel:
 
     def _regions(self, key: str, pixels: np.ndarray) -> RegionRecord:
         """As ``vlkd regions`` finds them. One model looks at them, so both sides are this detector's."""
-        detector = self.detector
+        detector, (height, width) = self.detector, pixels.shape[:2]
+        try:
+            detector.input_size(height, width)
+        except VlkdError as error:
+            raise VlkdError(f"The picture '{key}' cannot be looked at: {error}") from None
         with torch.inference_mode():
             maps = detector.maps(to_tensors([pixels], detector.device))
             (found,) = detector.detections(maps, self.max_regions, self.score_threshold)
             (features,) = detector.features(maps, [found.boxes])
-        height, width = pixels.shape[:2]
         boxes, rows = found.boxes.cpu().numpy(), with_geometry(features, found.boxes, width, height)
         tags = tuple(detector.classes[index] for index in found.classes.tolist())
         return RegionRecord(key, width, height, boxes, rows, rows, tags, boxes, rows, tags)

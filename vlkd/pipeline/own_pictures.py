@@ -9,9 +9,8 @@ folder later are a round of their own, whose parts join the store's.
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -21,6 +20,7 @@ from typing import Any
 from vlkd.data.store import (
     FeatureType,
     RegionStore,
+    Role,
     check_half,
     extend_store,
     finish_store,
@@ -34,6 +34,7 @@ from vlkd.pipeline.rounds import Places, take_up, writing
 from vlkd.pipeline.shards import ONE_PROCESS, Shard
 from vlkd.pipeline.two_detectors import Broken, TwoDetectors
 from vlkd.progress import report_to, track
+from vlkd.regions.identity import DetectorIdentity
 from vlkd.regions.paired import RegionRecord
 from vlkd.regions.photographs import printable
 from vlkd.regions.picture_folder import PictureFile, PictureFolder, read_ahead
@@ -100,11 +101,12 @@ def extract_pictures(
         None in all processes but the first.
 
     Raises:
-        VlkdError: no picture gives regions, none of the first sixteen can be stored, ``out`` cannot be written to, or it
-            holds a store or an unfinished one of other detectors or settings, or of pictures that have changed since.
+        VlkdError: no picture gives regions, none of the first sixteen can be stored, or ``out`` holds a store or an unfinished
+            one of other detectors or settings, or of pictures that have changed since.
+        OSError: ``out`` cannot be written to; what is done is kept.
     """
-    check_out(out)
-    places, settings = Places(out), _settings(detectors, precision, dtype)
+    identities = detectors.identities()
+    places, settings = Places(out), _settings(identities, precision, dtype)
     now = {file.name: stamp(file) for file in found.files}
     before = Ledger.read(places.store)
     with writing(out):
@@ -126,7 +128,7 @@ def extract_pictures(
         while not places.has(number):
             time.sleep(_POLL)
     with writing(out):
-        ledger = _finish(places, (before or Ledger(settings)).present(now), round_, detectors)
+        ledger = _finish(places, (before or Ledger(settings)).present(now), round_, identities)
     extracted = _extracted(places, ledger, now, len(round_.pictures))
     if not extracted.waiting or shard.world > 1:
         return extracted
@@ -135,26 +137,13 @@ def extract_pictures(
     return replace(more, computed=more.computed + extracted.computed) if more else None
 
 
-def check_out(out: Path) -> None:
-    """Look whether a folder can be made or written to, before detectors are loaded and pictures read.
-
-    Raises:
-        VlkdError: it cannot.
-    """
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise VlkdError(f"'{there}' is a file, but a folder is expected for the regions: choose another --out.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise VlkdError(f"The folder '{there}' cannot be written to: choose another --out, or change its permissions.")
-
-
-def _settings(detectors: TwoDetectors, precision: str, dtype: FeatureType) -> dict[str, Any]:
+def _settings(identities: Mapping[Role, DetectorIdentity], precision: str, dtype: FeatureType) -> dict[str, Any]:
     """All that decides what the regions of a picture are, by the name under which a difference is told."""
     return {
-        "student detector": detectors.student.fingerprint(),
-        "teacher detector": detectors.teacher.fingerprint(),
-        "max-regions": detectors.max_regions,
-        "score-threshold": detectors.score_threshold,
+        "student detector": identities["student"].fingerprint,
+        "teacher detector": identities["teacher"].fingerprint,
+        "max-regions": identities["student"].max_regions,
+        "score-threshold": identities["student"].score_threshold,
         "precision": precision,
         "dtype": dtype,
     }
@@ -237,7 +226,7 @@ def _write(places: Places, number: int, results: list[RegionRecord | Broken], dt
     write_part(places.parts / part_name(number), (one for one in results if isinstance(one, RegionRecord)), dtype)
 
 
-def _finish(places: Places, before: Ledger, done: Round, detectors: TwoDetectors) -> Ledger:
+def _finish(places: Places, before: Ledger, done: Round, identities: Mapping[Role, DetectorIdentity]) -> Ledger:
     """All parts are there: list what is broken, then make the store, or extend it."""
     broken: dict[str, str] = {}
     for number in done.blocks(Path()):
@@ -257,7 +246,7 @@ def _finish(places: Places, before: Ledger, done: Round, detectors: TwoDetectors
         ledger.write(places.store)
     else:
         ledger.write(places.parts)
-        finish_store(places.store, ledger.fingerprint(), detectors.identities())
+        finish_store(places.store, ledger.fingerprint(), identities)
     places.forget()
     return ledger
 

@@ -48,14 +48,13 @@ class Places:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """What goes wrong with the disk inside is one sentence."""
+    """Whatever goes wrong with the disk inside names a path; Arrow's errors do not."""
     try:
         yield
     except OSError as error:
-        raise VlkdError(
-            f"'{out}' cannot be written to ({error.strerror or error}): make room there; what is done is kept, and the same "
-            "command goes on."
-        ) from error
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(out)) from error
 
 
 def take_up(

@@ -88,6 +88,16 @@ class TwoDetectors:
             yield from self._batch(rest)
 
     def _batch(self, pictures: list[tuple[PictureFile, np.ndarray]]) -> list[RegionRecord]:
+        try:
+            return self._records(pictures)
+        except torch.OutOfMemoryError:
+            height, width = pictures[0][1].shape[:2]
+            raise VlkdError(
+                f"The GPU has too little memory for {len(pictures)} pictures at once, such as '{pictures[0][0].name}' of {width} x "
+                f"{height} pixels: give a smaller --batch than {self.batch}; what is done is kept."
+            ) from None
+
+    def _records(self, pictures: list[tuple[PictureFile, np.ndarray]]) -> list[RegionRecord]:
         student, teacher = self.student, self.teacher
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with torch.inference_mode(), exact:
