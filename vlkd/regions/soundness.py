@@ -18,8 +18,10 @@ _NO_PIXELS = 4  # a picture no larger has boxes of less than a pixel
 
 def number_problem(values: np.ndarray) -> str | None:
     """A number of [n, D] that is not finite, by region and place (from 0)."""
-    wrong = np.asarray(~np.isfinite(values))
-    return f"{_first(values, wrong)}, but finite numbers are expected: extract it again" if wrong.any() else None
+    finite = np.isfinite(values)
+    if finite.all():
+        return None
+    return f"{_first(values, np.asarray(~finite))}, but finite numbers are expected: extract it again"
 
 
 def half_problem(values: np.ndarray) -> str | None:

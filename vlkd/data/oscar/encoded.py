@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -18,31 +19,52 @@ from vlkd.regions.soundness import number_problem, size_problem
 
 StoredAs = Literal["float16", "float32", "float64"]
 DTYPES: tuple[StoredAs, ...] = ("float16", "float32", "float64")
-_ONCE = ("num_boxes", "features", "objects", "image_w", "image_h")  # of which JSON would keep the last in silence
 _SHOWN = 40  # characters of a value in a sentence
 _USUAL = (1e-10, 1e6)  # between which a detector's numbers lie; bytes of another dtype do not
+_ODD = 0.01  # of the numbers may lie elsewhere
 
 
 def parse_json(text: bytes, place: str) -> Any:
     """What a column of JSON holds; NaN, which is no JSON but which Python writes, becomes a NaN.
 
     Raises:
-        VlkdError: it is no JSON, or an entry stands in it twice.
+        VlkdError: it is no JSON, or an entry stands in it twice, of which JSON would keep the last in silence.
     """
-    for name in _ONCE:
-        mark = b'"%s"' % name.encode()
-        if text.count(mark) > 1 and len(re.findall(mark + rb"\s*:", text)) > 1:
-            raise VlkdError(f"{place}: '{name}' stands in one line twice: are two lines joined?")
     try:
-        return orjson.loads(text)
+        content = orjson.loads(text)
     except ValueError:
-        pass
+        content = _python_json(text, place)
+    quotes = np.count_nonzero(np.frombuffer(text, np.uint8) == ord('"'))
+    if quotes != 2 * _strings(content):  # an entry too many, or a quote in a text
+        _python_json(text, place, _each_once(place))
+    return content
+
+
+def _python_json(text: bytes, place: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     try:
-        return json.loads(text.decode())
+        return json.loads(text.decode(), object_pairs_hook=pairs)
     except UnicodeDecodeError as error:
         raise VlkdError(f"{place}: the line is not in UTF-8 ({error.reason}): save the file in UTF-8.") from None
     except (ValueError, RecursionError) as error:
         raise VlkdError(f"{place}: expected JSON behind the key, but {error}: was the line cut off?") from None
+
+
+def _strings(content: Any) -> int:
+    """How many texts there are in JSON, names of entries among them."""
+    if isinstance(content, dict):
+        return len(content) + sum(map(_strings, content.values()))
+    return sum(map(_strings, content)) if isinstance(content, list) else int(isinstance(content, str))
+
+
+def _each_once(place: str) -> Callable[[list[tuple[str, Any]]], Any]:
+    def check(pairs: list[tuple[str, Any]]) -> Any:
+        names = [name for name, _ in pairs]
+        twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+        if twice is not None:
+            raise VlkdError(f"{place}: {brief(twice)} stands in one object twice: are two lines joined?")
+        return dict(pairs)
+
+    return check
 
 
 def count_of(value: object, place: str) -> int:
@@ -101,8 +123,11 @@ def from_base64(text: object, place: str) -> bytes:
     """
     if not isinstance(text, (str, bytes)):
         raise VlkdError(f"{place}: features must be base64, but are {brief(text)}.")
-    raw = text.encode() if isinstance(text, str) else text
-    raw = b"".join(raw.split())
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except (ValueError, TypeError):
+        pass
+    raw = b"".join((text.encode() if isinstance(text, str) else text).split())
     if raw[:2] in (b"b'", b'b"'):
         raise VlkdError(f"{place}: base64 with Python's b'…' around it: write it with .decode().")
     for_addresses = (b"-" in raw or b"_" in raw) and not (b"+" in raw or b"/" in raw)
@@ -135,6 +160,8 @@ def to_float32(values: np.ndarray, place: str) -> np.ndarray:
     problem = number_problem(values)
     if problem:
         raise VlkdError(f"{place}: {problem}.")
+    if values.dtype == np.float32:
+        return values
     with np.errstate(all="ignore"):
         rows = values.astype(np.float32)
     if not np.isfinite(rows).all():
@@ -157,9 +184,10 @@ def _usual(raw: bytes, count: int, dtype: StoredAs) -> bool:
     """Whether nearly all numbers have a size that features have."""
     if len(raw) % (count * np.dtype(dtype).itemsize):
         return False
-    values = np.abs(np.frombuffer(raw, dtype=dtype).astype(np.float64))
-    usual = (values == 0) | ((values > _USUAL[0]) & (values < _USUAL[1]))
-    return bool(usual.mean() > 0.99)
+    with np.errstate(all="ignore"):  # bytes of another dtype
+        values = np.abs(np.frombuffer(raw, dtype=dtype))
+        odd = np.count_nonzero(~(values < _USUAL[1])) + np.count_nonzero((values <= _USUAL[0]) & (values > 0))
+    return bool(odd <= _ODD * values.size)
 
 
 def brief(value: object) -> str:

@@ -68,7 +68,7 @@ class RowFile:
         names = self._names(len(columns), columns)
         if names is not None:
             return self._of_columns(dict(zip(names, columns, strict=True)), place)
-        if len(columns) > 2 and whole_number(columns[1]) is not None:
+        if len(columns) == 3 and whole_number(columns[1]) is not None:
             return Found(self._with_geometry(columns[-1], columns[1], place))
         if len(columns) != 2:
             raise VlkdError(
@@ -127,18 +127,21 @@ class RowFile:
         if not isinstance(objects, list) or not objects:
             raise VlkdError(f"{place}: 'objects' is {brief(objects)}, but a list of at least one object is expected.")
         size = size_of(content.get("image_w"), content.get("image_h"), place)
-        boxes, tags, rows = [], [], []
+        boxes, tags, raws = [], [], []
         for number, item in enumerate(objects):
             at = f"{place}, object {number} (from 0)"
             tags.append(class_of(item, at))
             boxes.append(_rect(item, at))
             if "feature" not in item:
                 raise VlkdError(f"{at}: no 'feature', but every object needs 'rect', 'class' and 'feature'.")
-            rows.append(self._without_geometry(from_base64(item["feature"], at), 1, at))
-        widths = sorted({row.shape[1] for row in rows})
-        if len(widths) > 1:
-            raise VlkdError(f"{place}: objects with features of {' and '.join(map(str, widths))} numbers.")
-        return _placed(np.concatenate(rows), np.array(boxes, np.float64), size, place, tuple(tags))
+            raws.append(from_base64(item["feature"], at))
+        sizes = sorted(set(map(len, raws)))
+        if len(sizes) > 1:
+            raise VlkdError(
+                f"{place}: objects with features of {' and '.join(map(str, sizes))} bytes, but all have one width."
+            )
+        features = self._without_geometry(b"".join(raws), len(objects), place)
+        return _placed(features, np.array(boxes, np.float64), size, place, tuple(tags))
 
     def _of_columns(self, row: dict[str, bytes], place: str) -> Found:
         """LXMERT's and bottom-up attention's columns."""

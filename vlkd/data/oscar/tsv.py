@@ -51,7 +51,12 @@ class TsvFile:
         Raises:
             VlkdError: the ``.lineidx`` joins lines.
         """
-        return self._content(number).split(b"\t")
+        content = self._content(number)
+        columns, begin = [], 0
+        while (tab := content.find(b"\t", begin)) >= 0:  # bytes.split looks at each byte
+            columns.append(content[begin:tab])
+            begin = tab + 1
+        return [*columns, content[begin:]]
 
     def first_column(self, number: int) -> str:
         """The first column of a row, without reading the others.
@@ -60,8 +65,9 @@ class TsvFile:
             VlkdError: it is not in UTF-8.
         """
         begin, end = self._extent(number)
-        ends = (self._bytes.find(mark, begin, end) for mark in (b"\t", b"\n"))
-        end = min((place for place in ends if place >= 0), default=end)
+        for mark in (b"\t", b"\n"):
+            place = self._bytes.find(mark, begin, end)
+            end = place if place >= 0 else end
         return self.text(number, self._bytes[begin:end].rstrip(b"\r"))
 
     def text(self, number: int, column: bytes) -> str:
@@ -81,10 +87,16 @@ class TsvFile:
     def _content(self, number: int) -> bytes:
         """A row without the end of its line."""
         begin, end = self._extent(number)
-        row, _, rest = self._bytes[begin:end].partition(b"\n")
-        if rest.strip():
-            raise self._stale(f"says that row {number + 1} goes from byte {begin} to {end}, but a line ends on the way")
-        return row.rstrip(b"\r")
+        newline = self._bytes.find(b"\n", begin, end)
+        if newline >= 0:
+            if newline + 1 < end and self._bytes[newline:end].strip():
+                raise self._stale(
+                    f"says that row {number + 1} goes from byte {begin} to {end}, but a line ends on the way"
+                )
+            end = newline
+        while end > begin and self._bytes[end - 1] == ord("\r"):
+            end -= 1
+        return self._bytes[begin:end]
 
     def _extent(self, number: int) -> tuple[int, int]:
         last = number + 1 == len(self.offsets)
