@@ -13,10 +13,11 @@ from tiny_store import STUDENT_DIM, TEACHER_DIM, make_data, make_recipe, save_mo
 from vlkd.data import AnswerVocabulary, load_tokenizer, train_tokenizer
 from vlkd.errors import VlkdError
 from vlkd.evaluation import Exam, evaluate_model, examine_captioner, export_model
-from vlkd.models import Layout, ModelCard, VLForCaptioning, load_model, read_card
+from vlkd.models import Layout, ModelCard, VLForCaptioning, load_model, read_card, write_card
 from vlkd.pipeline.method import Trained
 from vlkd.regions.identity import DetectorIdentity
 from vlkd.training import StageData
+from vlkd.training.cards import complete_card
 
 LIGHT = DetectorIdentity(name="light", fingerprint="aa", score_threshold=0.2, max_regions=10)
 STRONG = DetectorIdentity(name="strong", fingerprint="bb", score_threshold=0.2, max_regions=10)
@@ -131,6 +132,34 @@ def test_an_exported_model_is_itself_again(data, tmp_path, task) -> None:
     half = tmp_path / "half"
     export_model(model, half, data, "bfloat16")
     assert read_card(half) == facts
+
+
+def test_a_model_is_told_what_its_data_know(data, tmp_path) -> None:
+    whole = card(data, task="vqa", answers=data.identity.answers)
+    nothing = dict.fromkeys(("tokenizer", "vocabulary", "regions", "layout", "answers", "boxes", "features"))
+    folder = save_model(tmp_path / "model", whole)
+    write_card(folder, whole.model_copy(update=nothing))
+    assert complete_card(folder, {}, make_recipe(), data) == whole
+    write_card(folder, whole)
+    assert read_card(folder) == complete_card(folder, {}, data=data) == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"role": "teacher", "view": "paired"}, "has 11 numbers a region, but the data have 13"),
+        ({"vocabulary": 90, "tokenizer": None}, "has 90 tokens of vocabulary, but the data have"),
+        ({"tokenizer": "other"}, "with a tokenizer of"),
+        ({"features": STRONG}, "features of the detector 'strong'"),
+    ],
+)
+def test_data_that_cannot_be_a_models_are_refused(data, tmp_path, changes, refused) -> None:
+    facts = {"boxes": None, "features": None, "region_dim": STUDENT_DIM} | changes
+    folder = save_model(tmp_path / "model", card(data, **facts))
+    if facts.get("tokenizer", ...) is None:
+        write_card(folder, read_card(folder).model_copy(update={"vocabulary": None}))
+    with pytest.raises(VlkdError, match=refused):
+        complete_card(folder, {}, data=data)
 
 
 def test_an_export_takes_no_other_words(data, tmp_path) -> None:

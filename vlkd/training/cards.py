@@ -117,12 +117,12 @@ def _with_data(card: ModelCard, folder: Path, data: StageData, tokens: int) -> M
     check_reads(card, folder, identity)
     dims = {"student": store.student_dim, "teacher": store.teacher_dim}
     for what, ours, theirs in (
-        ("region features of so many numbers", card.region_dim, dims[card.role]),
-        ("a vocabulary of so many tokens", tokens, identity.vocabulary),
+        ("numbers a region", card.region_dim, dims[card.role]),
+        ("tokens of vocabulary", tokens, identity.vocabulary),
     ):
         if ours != theirs:
             raise VlkdError(
-                f"The model in '{folder}' has {what}: {ours}, but the data {theirs}: give the data that it was trained on."
+                f"The model in '{folder}' has {ours} {what}, but the data have {theirs}: give the data that it was trained on."
             )
     return card.model_copy(
         update={
