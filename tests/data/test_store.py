@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 from dataclasses import replace
@@ -397,3 +398,26 @@ def test_a_key_has_one_spelling(records, tmp_path) -> None:
         assert np.array_equal(store.read([key], "own")[0].features, one.own_features)
     with pytest.raises(VlkdError, match="comes twice"):
         write_store(tmp_path / "twice", [one, other])
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(records, tmp_path, monkeypatch) -> None:
+    """Arrow's own error names no file."""
+    original = pyarrow.record_batch
+
+    def full(columns, schema):
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "Error writing bytes to file")
+        calls.append(columns)
+        return original(columns, schema=schema)
+
+    calls: list = []
+    monkeypatch.setattr(layout, "ROWS_A_BATCH", 2)
+    monkeypatch.setattr(pyarrow, "record_batch", full)
+    with pytest.raises(OSError, match=r"No space left on device.*part-00000.arrow") as caught:
+        write_store(tmp_path / "regions", records)
+    assert caught.value.errno == errno.ENOSPC and list(tmp_path.iterdir()) == []
+    part = tmp_path / part_name(0)
+    calls.clear()
+    with pytest.raises(OSError, match=r"part-00000.arrow"):
+        write_part(part, records, "float32")
+    assert list(tmp_path.iterdir()) == []

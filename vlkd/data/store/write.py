@@ -15,6 +15,7 @@ import numpy as np
 from vlkd.data.store import layout
 from vlkd.data.store.layout import BOXES, FEATURES, TAGS, FeatureType, Role, View, geometry_of, part_name
 from vlkd.data.store.read import RegionStore
+from vlkd.disk import blamed_on
 from vlkd.errors import VlkdError
 from vlkd.keys import normal_key
 from vlkd.regions.identity import DetectorIdentity
@@ -140,7 +141,11 @@ def write_part(path: Path, records: Iterable[RegionRecord], dtype: FeatureType, 
     schema = layout.schema(dtype).with_metadata({_SUMMARY: json.dumps(_kind(batch[0], dtype) if batch else None)})
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with pyarrow.OSFile(str(unfinished), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
+        with (
+            blamed_on(path),
+            pyarrow.OSFile(str(unfinished), "wb") as sink,
+            pyarrow.ipc.new_file(sink, schema) as writer,
+        ):
             while batch:
                 for record in batch:
                     seen.add(record)
