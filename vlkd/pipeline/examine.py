@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from vlkd.evaluation import Exam, examine_answerer, examine_captioner
@@ -58,8 +59,7 @@ def examine(workshop: Workshop, row: Candidate, split: str) -> dict[str, Any]:
     """
     data = workshop.data
     settings = {"evaluation": workshop.recipe.evaluation.model_dump(), "seed": workshop.recipe.seed}
-    folder = workshop.folder / "evaluation" / split / _slug(row.name)
-    run = Run.begin(folder, settings, _fingerprint(row, data, split))
+    run = Run.begin(exam_folder(workshop.folder, split, row.name), settings, _fingerprint(row, data, split))
     if not run.finished:
         row.trained.check(workshop.recipe, data)
         found = {}
@@ -86,8 +86,9 @@ def _examine(workshop: Workshop, row: Candidate, split: str, task: Task) -> tupl
     return captioner.num_parameters(), examine_captioner(captioner, role, view, exam, java=java)
 
 
-def _slug(name: str) -> str:
-    return "-".join(name.replace(",", "").split())
+def exam_folder(folder: Path, split: str, row: str) -> Path:
+    """Where :func:`examine` keeps what it found of a row in the run ``folder``."""
+    return folder / "evaluation" / split / "-".join(row.replace(",", "").split())
 
 
 def _fingerprint(row: Candidate, data: StageData, split: str) -> str:

@@ -15,6 +15,7 @@ from vlkd.locks import locked
 from vlkd.models import read_card
 from vlkd.models.card import check_is
 from vlkd.pipeline.examine import SPLITS, Candidate, candidates, examine
+from vlkd.pipeline.forecast import forecast
 from vlkd.pipeline.imported import check_images
 from vlkd.pipeline.method import TASKS, TEXTS, Job, Plan, Task, plan_method
 from vlkd.pipeline.tell import report_data
@@ -86,6 +87,8 @@ def run_method(
 def _run_all(run: Run, workshop: Workshop, command: str, jobs: int | None, start: Path | None) -> Path:
     """What :func:`run_method` does in a folder that is its own."""
     state, recipe, folder, imported = process_state(), workshop.recipe, workshop.folder, workshop.imported
+    if imported is None and not run.finished:
+        Console(stderr=True, soft_wrap=True).print(forecast(recipe, folder, jobs), highlight=False)
     data = workshop.data
     tasks = _tasks(data)
     notes = [*_untested(data), *filter(None, map(data.left_out, tasks))]
@@ -147,6 +150,7 @@ def _trainings(plan: Plan) -> list[Work]:
 
 
 def _examinations(plan: Plan, rows: list[Candidate], splits: list[str]) -> list[Work]:
+    """Of every row on every split, after the trainings of its model."""
     return [
         Work(_exam_name(row, split), partial(examine, row=row, split=split), plan.makers(*row.trained.folders.values()))
         for split in splits
