@@ -124,6 +124,14 @@ def test_a_plan_names_nothing_before_what_it_needs(recipe, tmp_path: Path) -> No
     assert len({job.name for job in plan.jobs}) == len(plan.jobs) == 12
 
 
+def test_the_stage_with_the_longest_way_behind_it_comes_first(tmp_path: Path) -> None:
+    """The teacher's adaptation, its questions and then the student's are the longest way of the demo."""
+    names = [job.name for job in plan_method(load_recipe("demo", []), tmp_path).jobs]
+    way = ["teacher/pretrain", "adapted/adapt", "adapted/vqa", "distilled/distill", "distilled/vqa"]
+    assert [name for name in names if name in way] == way
+    assert names.index("adapted/vqa") < names.index("teacher/vqa") < names.index("student/captioning")
+
+
 def test_trained_bits_do_not_depend_on_the_number_of_processes(quick_run, recipe, tmp_path: Path) -> None:
     """The shared quick run used as many processes as there are cores; here is one."""
     for name in ("regions", "tokenizer"):

@@ -212,6 +212,17 @@ def test_a_loss_that_turns_nan_is_told(build: Callable[..., MethodTrainer]) -> N
         trainer.train()
 
 
+def test_a_loaded_model_is_trained_with_its_dropout(
+    teacher_of: Callable[[str], Path], recipe_with: Callable[..., Recipe], inputs_for, tmp_path: Path
+) -> None:
+    schedule = Schedule(steps=1, batch=4)
+    stage = Stage("goes on", "pretraining", "teacher", "paired", schedule, start=teacher_of("pretraining"))
+    trainer = build_trainer(tmp_path, recipe_with(schedule), stage, inputs_for("pretraining"), seed=0)
+    assert not trainer.trained.model.training
+    trainer.train()
+    assert all(module.training for module in trainer.trained.modules())
+
+
 def test_a_batch_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
     from vlkd.training.arguments import training_arguments
 

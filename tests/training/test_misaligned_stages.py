@@ -62,9 +62,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[tuple[Tensor, ...]]]
     passes: dict[int, list[tuple[Tensor, ...]]] = {STUDENT_DIM: [], TEACHER_DIM: []}
     forward = VLModel.forward
 
-    def spied(self, input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index):
+    def spied(self, input_ids, token_type_ids, position_ids, regions, attention_mask, *index, **named):
         passes[regions.shape[-1]].append((input_ids, token_type_ids, regions, attention_mask))
-        return forward(self, input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index)
+        return forward(self, input_ids, token_type_ids, position_ids, regions, attention_mask, *index, **named)
 
     monkeypatch.setattr(VLModel, "forward", spied)
     return passes

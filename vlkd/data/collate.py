@@ -74,6 +74,7 @@ class Collator:
     teacher_regions                          float32 [B, R, Ft], of the student's boxes in the view ``paired``, else
                                              of the teacher's own
     sequence_index                           int64 [B, L], which row of [words ; regions] stands at each place
+    token_index                              int64 [n], the places b·L + i that some model reads a token at
     attention_mask                           bool, True = may attend: [B, 1, L], or [B, L, L] in captioning
     valid                                    bool [B, L], no padding
     distill_mask                             bool [B, L], valid and of a matching pair
@@ -101,7 +102,7 @@ class Collator:
         task: what is learned.
         padding: ``longest`` makes T, R and L as large as the batch needs, rounded up to a multiple of 8 so that few
             shapes occur. ``max_length`` makes them C + G, ``source.max_regions`` and their sum in every batch, and text,
-            tags and regions start at the same places in every row; there is no ``sequence_index`` then. The losses and
+            tags and regions start at the same places in every row; there is no ``sequence_index`` and no ``token_index`` then. The losses and
             gradients are the same.
     """
 
@@ -144,8 +145,6 @@ class Collator:
         matched = torch.tensor([sample.matched is not False for sample in samples])
         batch["distill_mask"] = valid & matched[:, None]
         batch["picture_ids"] = torch.tensor([picture_id(sample.key) for sample in samples])
-        if self.padding == "longest":
-            batch["sequence_index"] = layout.sequence_index()
         if samples[0].text_labels is not None:
             batch["mlm_labels"] = self._labels(samples, layout)
         if samples[0].matched is not None:
@@ -161,6 +160,10 @@ class Collator:
             batch["teacher_attention_mask"] = attention
             batch["compared_attention_mask"] = batch["attention_mask"] & attention
             batch["distill_mask"] = batch["distill_mask"] & of_teacher
+            valid = valid | of_teacher
+        if self.padding == "longest":
+            batch["sequence_index"] = layout.sequence_index()
+            batch["token_index"] = valid.flatten().nonzero().flatten()
         return batch
 
     def _counts(self, samples: Sequence[Sample], view: View) -> np.ndarray:
@@ -288,7 +291,7 @@ def model_inputs(batch: Batch, role: Literal["teacher", "student"]) -> Batch:
 
     What a batch holds under the role's own name, such as ``teacher_input_ids``, takes the place of what both share.
     """
-    shared = ("input_ids", "token_type_ids", "position_ids", "attention_mask", "sequence_index")
+    shared = ("input_ids", "token_type_ids", "position_ids", "attention_mask", "sequence_index", "token_index")
     inputs = {name: batch.get(f"{role}_{name}", batch[name]) for name in shared if name in batch}
     return inputs | {"regions": batch[f"{role}_regions"]}
 

@@ -62,6 +62,13 @@ class Corpus:
         return cls(split, keys, captions, questions)
 
     @classmethod
+    def joined(cls, parts: Iterable[Corpus]) -> Corpus:
+        """All pictures of several corpora of one split, at least one, in their order."""
+        parts = list(parts)
+        kept = (tuple(one for part in parts for one in getattr(part, of)) for of in ("keys", "captions", "questions"))
+        return cls(parts[0].split, *kept)
+
+    @classmethod
     def of_world(cls, world: World, seed: int, split: str) -> Corpus:
         """The texts of a split of the rendered world, drawn again from its seed.
 

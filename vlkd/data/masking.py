@@ -49,6 +49,8 @@ def mask_tokens(
     Returns:
         The ids with replacements and the labels, both int64 [n].
     """
+    if rate == 0:
+        return ids, np.full_like(ids, IGNORED)
     ordinary = (ids != tokens.cls) & (ids != tokens.sep)
     chosen = np.flatnonzero((rng.random(len(ids)) < rate) & ordinary)
     return _hide(ids, chosen, rng, tokens)

@@ -53,7 +53,7 @@ class CachedDecoder:
     def _read_context(self, batch: Batch) -> None:
         """Fill the cache with the keys and values of tags and regions, which see each other and no caption."""
         bert = self._model.bert
-        inputs = {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in ("attention_mask", "token_index")}
         context = bert.embed(**inputs)[:, 1:]  # [P, C, D]
         seen = self._visible[:, None, :] | torch.eye(context.shape[1], dtype=torch.bool, device=context.device)
         bert.encoder(context, attention_mask=_bias(seen, context.dtype), **{_CACHE: self._cache})

@@ -84,6 +84,9 @@ def capture_attention(model: nn.Module, layers: Sequence[int] = (-1,)) -> Iterat
     Raises:
         VlkdError: a layer that the model does not have.
     """
+    if not layers:  # no module is looked at in vain, step after step
+        yield CapturedAttention({})
+        return
     attentions = [module for module in model.modules() if isinstance(module, BertSelfAttention)]
     outside = [layer for layer in layers if not -len(attentions) <= layer < len(attentions)]
     if outside:

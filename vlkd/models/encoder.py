@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
 
 from vlkd.models.configuration import VLConfig
+from vlkd.models.packing import Packing, packed_attention
 
 
 class RegionEmbeddings(nn.Module):
@@ -80,8 +81,11 @@ class VLModel(VLPreTrainedModel):
         regions: Tensor,
         attention_mask: Tensor,
         sequence_index: Tensor | None = None,
+        token_index: Tensor | None = None,
     ) -> Tensor:
         """The last hidden state.
+
+        On a CPU, layers that are not compiled and keep their activations compute the tokens of ``token_index`` alone.
 
         Args:
             input_ids: int64 [B, T], text then tags.
@@ -91,13 +95,29 @@ class VLModel(VLPreTrainedModel):
             attention_mask: bool [B, L, L] or [B, 1, L], True = may attend.
             sequence_index: int64 [B, L], which row of [text ; regions], from 0 to T + R - 1, stands at each place of the
                 sequence. None: they stand as they are, L = T + R.
+            token_index: int64 [n], the places b·L + i that are no padding, ascending; None: not told.
 
         Returns:
             float [B, L, D]. Rows of padding are finite and mean nothing.
         """
         hidden = self.embed(input_ids, token_type_ids, position_ids, regions, sequence_index)
         bias = attention_bias(attention_mask, hidden.dtype)
-        return self.encoder(hidden, attention_mask=bias).last_hidden_state
+        if token_index is None or not self._packs(hidden.device):
+            return self.encoder(hidden, attention_mask=bias).last_hidden_state
+        packing = Packing.of(token_index, *hidden.shape[:2])
+        with packed_attention(self.config):
+            packed = self.encoder(packing.pack(hidden), attention_mask=bias, packing=packing).last_hidden_state
+        return packing.spread(packed)
+
+    def _packs(self, device: torch.device) -> bool:
+        """Whether padding is taken out of the layers.
+
+        Compilers and CUDA graphs want few shapes. Activations that are recomputed in the backward would meet another
+        attention function there.
+        """
+        last = self.encoder.layer[-1]
+        recomputes = self.training and getattr(last, "gradient_checkpointing", False)
+        return device.type == "cpu" and not recomputes and last.output._compiled_call_impl is None
 
     def pool(self, hidden: Tensor) -> Tensor:
         """tanh(W h_[CLS] + b): ``hidden`` [B, L, D] -> [B, D]."""

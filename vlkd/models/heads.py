@@ -74,6 +74,7 @@ class VLForPreTraining(_LanguageModel):
         regions: Tensor,
         attention_mask: Tensor,
         sequence_index: Tensor | None = None,
+        token_index: Tensor | None = None,
         logit_positions: Tensor | None = None,
     ) -> VLOutput:
         """Inputs as in :meth:`VLModel.forward`.
@@ -81,7 +82,9 @@ class VLForPreTraining(_LanguageModel):
         ``logit_positions`` (bool [B, T]) asks for the vocabulary logits of these n tokens only, in row-major order:
         ``logits`` is then [n, V] instead of [B, T, V], the same numbers at a fraction of the cost.
         """
-        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index)
+        hidden = self.bert(
+            input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index, token_index
+        )
         logits = self._language_logits(hidden, input_ids.shape[1], logit_positions)
         return VLOutput(hidden, logits, self.cls.seq_relationship(self.bert.pool(hidden)))
 
@@ -103,10 +106,13 @@ class VLForCaptioning(_LanguageModel):
         regions: Tensor,
         attention_mask: Tensor,
         sequence_index: Tensor | None = None,
+        token_index: Tensor | None = None,
         logit_positions: Tensor | None = None,
     ) -> VLOutput:
         """As :meth:`VLForPreTraining.forward`, without matching."""
-        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index)
+        hidden = self.bert(
+            input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index, token_index
+        )
         return VLOutput(hidden, self._language_logits(hidden, input_ids.shape[1], logit_positions))
 
 
@@ -164,9 +170,12 @@ class VLForVQA(VLPreTrainedModel):
         regions: Tensor,
         attention_mask: Tensor,
         sequence_index: Tensor | None = None,
+        token_index: Tensor | None = None,
     ) -> VLOutput:
         """Inputs as in :meth:`VLModel.forward`; ``logits`` is [B, A], one independent score an answer."""
-        hidden = self.bert(input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index)
+        hidden = self.bert(
+            input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index, token_index
+        )
         return VLOutput(hidden, self.classifier(self.dropout(self._summary(hidden, input_ids))))
 
     def _summary(self, hidden: Tensor, input_ids: Tensor) -> Tensor:

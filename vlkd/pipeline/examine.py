@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlkd.evaluation import Exam, examine_answerer, examine_captioner
+from vlkd.evaluation import CONDITIONS, Exam, examine_answerer, examine_captioner
 from vlkd.models import VLForCaptioning, VLForVQA, load_model
 from vlkd.pipeline.method import TASKS, TEXTS, Task, Trained
 from vlkd.pipeline.workshop import Workshop
@@ -55,7 +55,8 @@ def candidates(models: dict[str, Trained]) -> list[Candidate]:
 def examine(workshop: Workshop, row: Candidate, split: str) -> dict[str, Any]:
     """``parameters``, and of each task what ``vlkd.evaluation`` found on ``split``.
 
-    Kept in ``evaluation/<split>/<model>``. METEOR and SPICE, where Java is there, are computed on the test split only.
+    Kept in ``evaluation/<split>/<model>``. Without the picture, with another's, and by METEOR and SPICE, where Java is there, a
+    model is examined on the test split only.
     """
     data = workshop.data
     settings = {"evaluation": workshop.recipe.evaluation.model_dump(), "seed": workshop.recipe.seed}
@@ -78,12 +79,14 @@ def _examine(workshop: Workshop, row: Candidate, split: str, task: Task) -> tupl
     role, view, weights = row.trained.role, row.trained.view, row.trained.folders[task]
     corpus = data.corpora[split].with_texts(TEXTS[task])
     exam = Exam(workshop.recipe, corpus, data.store, data.tokenizer, data.answer_vocabulary())
+    conditions = CONDITIONS if split == "test" else CONDITIONS[:1]
     if task == "vqa":
         answerer = load_model(VLForVQA, weights)
-        return answerer.num_parameters(), examine_answerer(answerer, role, view, exam)
+        return answerer.num_parameters(), examine_answerer(answerer, role, view, exam, conditions=conditions)
     captioner = load_model(VLForCaptioning, weights)
     java = workshop.java if split == "test" else None
-    return captioner.num_parameters(), examine_captioner(captioner, role, view, exam, java=java)
+    found = examine_captioner(captioner, role, view, exam, conditions=conditions, java=java)
+    return captioner.num_parameters(), found
 
 
 def exam_folder(folder: Path, split: str, row: str) -> Path:

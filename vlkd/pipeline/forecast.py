@@ -44,7 +44,7 @@ def forecast(recipe: Recipe, folder: Path, jobs: int | None = None) -> str:
     works = _works(recipe, folder)
     seconds, done = _seconds(recipe, works, known["recipes"][recipe.name]), _finished(folder, works)
     left = {name: 0.0 if name in done else taken for name, taken in seconds.items()}
-    total = left.pop("regions") + makespan(works, left, workers) + seconds["around"]
+    total = left.pop("regions") / workers + makespan(works, left, workers) + seconds["around"]
     rest = "The rest takes about" if done else "About"
     return f"{rest} {_minutes(total * step_seconds() / known['step_seconds'])} on this machine, {stages}"
 

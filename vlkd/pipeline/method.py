@@ -14,7 +14,7 @@ from typing import Literal
 
 from vlkd.models import Layout, read_card
 from vlkd.models.card import check_is, check_reads
-from vlkd.recipes import Recipe
+from vlkd.recipes import Encoder, Recipe
 from vlkd.training import MODEL, Stage, StageData, adapt, distill, finetune, pretrain
 
 Task = Literal["captioning", "vqa"]
@@ -68,7 +68,7 @@ class Trained:
 class Plan:
     """All stages, none before those that it starts from or is taught by, and the models that come of them.
 
-    Stages that many others wait for come first.
+    The stage comes first from which the way to the end is the longest, so that processes side by side end together.
     """
 
     jobs: tuple[Job, ...]
@@ -117,4 +117,23 @@ def plan_method(
     models["student"] = finetune_all("student", "student", student, "paired")
     if own:
         models["teacher"] = finetune_all("teacher", "teacher", teacher, "own")
-    return Plan(tuple(jobs), models)
+    return Plan(tuple(_longest_way_first(jobs, recipe)), models)
+
+
+def _longest_way_first(jobs: Sequence[Job], recipe: Recipe) -> list[Job]:
+    """``jobs``, none before those that it comes after, by the work from each to the end of all that waits for it."""
+    remaining: dict[Path, float] = {}
+    for job in reversed(jobs):
+        waiting = (other for other in jobs if job.weights in (other.stage.start, other.stage.teacher))
+        remaining[job.weights] = _work(job.stage, recipe) + max((remaining[one.weights] for one in waiting), default=0)
+    return sorted(jobs, key=lambda job: -remaining[job.weights])
+
+
+def _work(stage: Stage, recipe: Recipe) -> float:
+    """About how long a stage takes, in a unit of its own: forward and backward of what is trained, forward of its teacher."""
+
+    def size(encoder: Encoder) -> int:
+        return encoder.layers * encoder.width * (4 * encoder.width + 2 * encoder.ffn)
+
+    passes = 3 * size(stage.encoder(recipe)) + (size(recipe.teacher) if stage.teacher else 0)
+    return stage.schedule.steps * stage.schedule.batch * passes

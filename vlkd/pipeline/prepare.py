@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +19,8 @@ from vlkd.data import (
     load_tokenizer,
     save_tokenizer,
     train_tokenizer,
-    write_store,
 )
-from vlkd.data.store import Role
+from vlkd.data.store import Role, finish_store, part_name, unfinished_folder, write_part
 from vlkd.pipeline.prepared import Prepared
 from vlkd.progress import track
 from vlkd.recipes import Recipe
@@ -39,6 +41,9 @@ from vlkd.training import StageData
 
 SPLITS = ("train", "validation", "test")
 _AP50_PICTURES = 100  # of the validation split, for the report
+_PICTURES_A_PART = 240
+_PARTS = "parts"  # what there is until all of it is there
+_TEXTS = "texts.json"  # of a part
 
 
 def detectors_of(recipe: Recipe, folder: Path) -> tuple[FasterRCNNWithAttributes, FasterRCNNWithAttributes]:
@@ -70,27 +75,31 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
 
     ``pixels`` are those of test pictures.
     """
-    if recipe.detectors.weights == "train":
-        _fit_detectors(recipe, folder / "detectors")
-    regions = _extract_regions(recipe, folder)
+    if not regions_run(recipe, folder).finished:
+        for part in region_parts(recipe):
+            extract_part(recipe, folder, part)
+        finish_regions(recipe, folder)
+    regions = regions_run(recipe, folder).results()
     store = RegionStore.open(folder / "regions" / "store")
     corpora = {split: Corpus.load(folder / "regions" / f"{split}.json") for split in SPLITS}
-    if not (folder / "tokenizer").is_dir():
-        save_tokenizer(train_tokenizer(corpora["train"].texts(), recipe.text.vocabulary), folder / "tokenizer")
-    if not (folder / "answers.json").is_file():
-        AnswerVocabulary.of_corpus(corpora["train"]).save(folder / "answers.json")
     data = StageData(store, corpora, load_tokenizer(folder / "tokenizer"), recipe.seed)
 
     def pixels(regions: Regions | PairedRegions) -> np.ndarray:
         index = corpora["test"].keys.index(regions.key)
         return make_picture(recipe.world.seed, "test", index, size=recipe.world.picture_size).pixels
 
-    return Prepared(data, pixels, regions["ap50"], regions["seconds"], regions.get("sessions", 1))
+    return Prepared(
+        data,
+        pixels,
+        partial(_ap50, recipe, folder),
+        regions["extraction_seconds"],
+        regions["extraction_sessions"],
+    )
 
 
-def pictures(recipe: Recipe, split: str, count: int | None = None) -> Iterator[Picture]:
-    """The pictures of a split, rendered as they are asked for."""
-    for index in range(getattr(recipe.world, split) if count is None else count):
+def pictures(recipe: Recipe, split: str, indices: Iterable[int] | None = None) -> Iterator[Picture]:
+    """The pictures of a split, or those of ``indices``, rendered as they are asked for."""
+    for index in range(getattr(recipe.world, split)) if indices is None else indices:
         yield make_picture(recipe.world.seed, split, index, size=recipe.world.picture_size)
 
 
@@ -103,46 +112,114 @@ def _fit_detectors(recipe: Recipe, folder: Path) -> None:
         run.finish(**{role: {"ap50": one.ap50, "seconds": one.seconds} for role, one in fitted.items()})
 
 
-def _extract_regions(recipe: Recipe, folder: Path) -> dict:
-    """Render every picture once, keep its regions and its texts; returns what the run's results.json holds."""
-    settings = {"world": recipe.world.model_dump(), "detectors": recipe.detectors.model_dump()}
-    run = Run.begin(folder / "regions", settings)
+@dataclass(frozen=True)
+class RegionPart:
+    """Pictures whose regions are extracted together, by one process.
+
+    Attributes:
+        number: of the part, from 0, in the order of the store.
+        split: of its pictures.
+        indices: of its pictures in the split.
+    """
+
+    number: int
+    split: str
+    indices: range
+
+
+def region_parts(recipe: Recipe) -> list[RegionPart]:
+    """All pictures of the world, in parts that do not depend on how many processes there are."""
+    parts: list[RegionPart] = []
+    for split in SPLITS:
+        count = getattr(recipe.world, split)
+        for first in range(0, count, _PICTURES_A_PART):
+            parts.append(RegionPart(len(parts), split, range(first, min(first + _PICTURES_A_PART, count))))
+    return parts
+
+
+def regions_run(recipe: Recipe, folder: Path) -> Run:
+    """The run folder of all regions, begun or taken up; detectors that a recipe trains are trained before."""
+    if recipe.detectors.weights == "train":
+        _fit_detectors(recipe, folder / "detectors")
+    return Run.begin(folder / "regions", _region_settings(recipe))
+
+
+def extract_part(recipe: Recipe, folder: Path, part: RegionPart) -> None:
+    """Render the pictures of a part, and keep their regions and texts in the unfinished store."""
+    run = Run.begin(_part_folder(folder, part), _region_settings(recipe))
     if run.finished:
-        return run.results()
+        return
     run.note_time(at_once=True)
     student, teacher = detectors_of(recipe, folder)
-    texts: dict[str, list[Picture]] = {split: [] for split in SPLITS}
+    seen: list[Picture] = []
 
     def rendered() -> Iterator[Picture]:
-        for split in SPLITS:
-            for picture in pictures(recipe, split):
-                texts[split].append(picture)
-                run.note_time()
-                yield picture
+        for picture in pictures(recipe, part.split, part.indices):
+            seen.append(picture)
+            run.note_time()
+            yield picture
 
+    records = extract(
+        track(rendered(), "regions of both detectors", len(part.indices)),
+        student,
+        teacher,
+        recipe.detectors.max_regions,
+        recipe.detectors.score_threshold,
+    )
+    unfinished = unfinished_folder(folder / "regions" / "store")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    write_part(unfinished / part_name(part.number), records, "float32")
+    Corpus.of_pictures(part.split, seen).save(run.folder / _TEXTS)
+    run.finish()
+
+
+def measure_detector(recipe: Recipe, folder: Path, role: Role) -> float:
+    """AP50 of one detector on pictures of the validation split, measured once."""
+    run = Run.begin(folder / "ap50" / role, _region_settings(recipe))
+    if not run.finished:
+        run.note_time(at_once=True)
+        detector = dict(zip(("student", "teacher"), detectors_of(recipe, folder), strict=True))[role]
+        held_out = range(min(_AP50_PICTURES, recipe.world.validation))
+        shown = track(list(pictures(recipe, "validation", held_out)), f"AP50 of the {role}'s detector")
+        run.finish(ap50=ap50(detector, shown))
+    return run.results()["ap50"]
+
+
+def _ap50(recipe: Recipe, folder: Path) -> dict[str, float]:
+    roles: tuple[Role, ...] = ("student", "teacher")
+    return {role: measure_detector(recipe, folder, role) for role in roles}
+
+
+def finish_regions(recipe: Recipe, folder: Path) -> None:
+    """Make one store of all parts, a file of texts of each split, and from these the tokenizer and the answers."""
+    run, parts = regions_run(recipe, folder), region_parts(recipe)
+    if run.finished:
+        return
+    student, teacher = detectors_of(recipe, folder)
     store = folder / "regions" / "store"
-    if store.exists():  # written by a run that was stopped before it wrote the texts
-        for split in SPLITS:
-            texts[split].extend(pictures(recipe, split))
-    else:
-        total = sum(getattr(recipe.world, split) for split in SPLITS)
-        records = extract(
-            track(rendered(), "regions of both detectors", total),
-            student,
-            teacher,
-            recipe.detectors.max_regions,
-            recipe.detectors.score_threshold,
-        )
-        write_store(store, records, _fingerprint(settings), detectors=identities(recipe, folder, student, teacher))
-    for split in SPLITS:
-        Corpus.of_pictures(split, texts[split]).save(run.folder / f"{split}.json")
-    held_out = texts["validation"][:_AP50_PICTURES]
-    scores = {
-        role: ap50(detector, track(held_out, f"AP50 of the {role}'s detector"))
-        for role, detector in (("student", student), ("teacher", teacher))
-    }
-    run.finish(ap50=scores)
-    return run.results()
+    if not store.exists():  # else it was finished by a run that was stopped before it wrote what follows
+        found = identities(recipe, folder, student, teacher)
+        finish_store(store, _fingerprint(_region_settings(recipe)), found)
+    texts = {split: [_part_folder(folder, part) / _TEXTS for part in parts if part.split == split] for split in SPLITS}
+    corpora = {split: Corpus.joined(map(Corpus.load, files)) for split, files in texts.items()}
+    for split, corpus in corpora.items():
+        corpus.save(run.folder / f"{split}.json")
+    save_tokenizer(train_tokenizer(corpora["train"].texts(), recipe.text.vocabulary), folder / "tokenizer")
+    AnswerVocabulary.of_corpus(corpora["train"]).save(folder / "answers.json")
+    results = [Run.open(_part_folder(folder, part)).results() for part in parts]
+    run.finish(
+        extraction_seconds=sum(of["seconds"] for of in results),
+        extraction_sessions=max(of["sessions"] for of in results),
+    )
+    shutil.rmtree(run.folder / _PARTS)
+
+
+def _region_settings(recipe: Recipe) -> dict:
+    return {"world": recipe.world.model_dump(), "detectors": recipe.detectors.model_dump()}
+
+
+def _part_folder(folder: Path, part: RegionPart) -> Path:
+    return folder / "regions" / _PARTS / f"{part.number:05d}"
 
 
 def _fingerprint(settings: dict) -> str:

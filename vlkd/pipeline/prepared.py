@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,12 +19,12 @@ class Prepared:
         data: regions, texts, tokenizer.
         pixels: of a picture with these regions, [H, W, 3] uint8 in the size that its boxes are in; or a sentence that says why
             there are none.
-        ap50: ``student`` and ``teacher`` → AP50 of a detector that was measured.
+        ap50: gives ``student`` and ``teacher`` → AP50, of detectors that can be measured.
         seconds: of detection and extraction, where they were this run's, in all its ``sessions``.
     """
 
     data: StageData
     pixels: Callable[[Regions | PairedRegions], np.ndarray | str]
-    ap50: Mapping[str, float] = field(default_factory=dict)
+    ap50: Callable[[], Mapping[str, float]] = dict
     seconds: float | None = None
     sessions: int = 1

@@ -18,6 +18,7 @@ from vlkd.pipeline.examine import SPLITS, Candidate, candidates, examine
 from vlkd.pipeline.forecast import forecast
 from vlkd.pipeline.imported import check_images
 from vlkd.pipeline.method import TASKS, TEXTS, Job, Plan, Task, plan_method
+from vlkd.pipeline.preparation import PREPARED, measuring, preparation
 from vlkd.pipeline.tell import report_data
 from vlkd.pipeline.workers import Work, do_all
 from vlkd.pipeline.workshop import Workshop
@@ -87,19 +88,23 @@ def run_method(
 def _run_all(run: Run, workshop: Workshop, command: str, jobs: int | None, start: Path | None) -> Path:
     """What :func:`run_method` does in a folder that is its own."""
     state, recipe, folder, imported = process_state(), workshop.recipe, workshop.folder, workshop.imported
-    if imported is None and not run.finished:
-        Console(stderr=True, soft_wrap=True).print(forecast(recipe, folder, jobs), highlight=False)
-    data = workshop.data
-    tasks = _tasks(data)
-    notes = [*_untested(data), *filter(None, map(data.left_out, tasks))]
-    for note in notes if state.is_main_process else ():
-        Console().print(note, highlight=False)
-    plan = plan_method(recipe, folder, tasks, "own" in data.store.views, start)
+    if imported is None:  # every text and every region is there once it is rendered
+        if not run.finished:
+            Console(stderr=True, soft_wrap=True).print(forecast(recipe, folder, jobs), highlight=False)
+        first, tasks, own, splits = preparation(recipe, folder), TASKS, True, SPLITS
+    else:
+        data, first = workshop.data, []
+        tasks, own = _tasks(data), "own" in data.store.views
+        splits = [split for split in SPLITS if split in data.corpora and all(_has(data, split, task) for task in tasks)]
+        notes = [*_untested(data), *filter(None, map(data.left_out, tasks))]
+        for note in notes if state.is_main_process else ():
+            Console().print(note, highlight=False)
+    plan = plan_method(recipe, folder, tasks, own, start)
     rows = candidates(plan.models)
-    splits = [split for split in SPLITS if split in data.corpora and all(_has(data, split, task) for task in tasks)]
-    works = _trainings(plan)
+    works = [*first, *_trainings(plan, (PREPARED,) if first else ())]
     if state.is_main_process:
         works += _examinations(plan, rows, splits)
+        works += measuring() if imported is None else []
     results = do_all(works, replace(workshop), jobs if state.num_processes == 1 else 1)
     if not state.is_main_process:
         return folder / "report.html"
@@ -142,10 +147,11 @@ def _has(data: StageData, split: str, task: Task) -> bool:
     return sum(map(len, getattr(corpus, TEXTS[task]))) > unanswered
 
 
-def _trainings(plan: Plan) -> list[Work]:
-    """Each after those whose weights it reads."""
+def _trainings(plan: Plan, first: tuple[str, ...]) -> list[Work]:
+    """Each after ``first`` and those whose weights it reads."""
     return [
-        Work(job.name, partial(_train, job=job), plan.makers(job.stage.start, job.stage.teacher)) for job in plan.jobs
+        Work(job.name, partial(_train, job=job), (*first, *plan.makers(job.stage.start, job.stage.teacher)))
+        for job in plan.jobs
     ]
 
 

@@ -57,7 +57,7 @@ def report_data(
         title=f"Distilling a visual-linguistic student: {recipe.name}, seed {recipe.seed}",
         rows=tuple(_row(row, test[row.name]) for row in rows),
         validation=tuple(_row(row, found["validation"][row.name]) for row in rows if "validation" in found),
-        detectors=prepared.ap50,
+        detectors=prepared.ap50(),
         test_pictures=len(corpus),
         test_questions=sum(map(len, corpus.questions)) - corpus.unanswered(),
         seed=recipe.seed,
@@ -109,7 +109,7 @@ def _stages(prepared: Prepared, jobs: Sequence[Job], found: dict[str, dict[str, 
     names = {"adapted": "adapted teacher", "distilled": "distilled student"}
     records = []
     if prepared.seconds is not None:
-        scores = " and ".join(f"{100 * score:.1f} ({role})" for role, score in prepared.ap50.items())
+        scores = " and ".join(f"{100 * score:.1f} ({role})" for role, score in prepared.ap50().items())
         records.append(
             StageRecord(
                 "regions", "regions", "both detectors", prepared.seconds,

@@ -19,6 +19,7 @@ from vlkd.evaluation import Exam as Examination
 from vlkd.evaluation import examine_answerer, examine_captioner
 from vlkd.locks import locked
 from vlkd.models import VLForCaptioning, VLForVQA, load_model
+from vlkd.pipeline.preparation import PREPARED, preparation
 from vlkd.pipeline.workers import Work, do_all
 from vlkd.pipeline.workshop import Workshop
 from vlkd.recipes import Recipe, load_recipe
@@ -72,8 +73,8 @@ def run_study(
             plan.add(row, load_recipe(spec.recipe, [*changes, *row.changes, f"seed={seed}"]), seed)
     # Both are known to be writable before hours of training.
     with locked(folder), locked(results) if results.resolve() != folder.resolve() else nullcontext():
-        _ = Workshop(recipe, folder).data  # rendered and detected once, before several processes ask for it
-        found = do_all(_works(plan, split), Workshop(recipe, folder), jobs)
+        works = [*preparation(recipe, folder), *_works(plan, split)]
+        found = do_all(works, Workshop(recipe, folder), jobs)
         study = Study(
             title=f"{spec.name}: {recipe.name}",
             split=split,
@@ -100,7 +101,7 @@ def _works(plan: StudyPlan, split: Split) -> list[Work]:
             if name not in placed:
                 placed.add(name)
                 job = plan.jobs[name]
-                works.append(Work(name, partial(_train, job=job), job.after))
+                works.append(Work(name, partial(_train, job=job), (PREPARED, *job.after)))
         works.append(Work(exam.name, partial(_examine, exam=exam, split=split), exam.after))
     return works
 

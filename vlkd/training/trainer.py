@@ -88,7 +88,8 @@ class MethodTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward of one micro-batch; ``num_items_in_batch`` [terms] counts the whole step's rows."""
-        model.train()
+        if not (model.training and self.trained.model.training):  # a model that was loaded is not
+            model.train()
         batch = self._prepare_inputs(inputs)
         with self.accelerator.autocast():
             student = model(batch)

@@ -1,0 +1,98 @@
+"""Batches without their padding: all of a layer but its attention computes real tokens alone.
+
+Legend: B sequences, L places of each, n real tokens of all of them, H heads, Dh head width, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PretrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
+
+_PREFIX = "vlkd_packed_"
+
+
+class Packing(NamedTuple):
+    """Where the real tokens of a batch are.
+
+    Attributes:
+        tokens: int64 [n], their places b·L + i, ascending.
+        places: int64 [B, L], which of the n tokens stands at each place. A place of padding names the first one: its row is
+            finite, and no loss may read it.
+    """
+
+    tokens: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor, sequences: int, length: int) -> Packing:
+        """The packing of ``tokens`` in a batch of ``sequences`` x ``length``."""
+        places = torch.zeros(sequences * length, dtype=torch.int64, device=tokens.device)
+        places[tokens] = torch.arange(len(tokens), device=tokens.device)
+        return cls(tokens, places.view(sequences, length))
+
+    def pack(self, rows: Tensor) -> Tensor:
+        """[B, L, D] -> [1, n, D]."""
+        # Rows are gathered as those of an embedding are, forward and backward.
+        return functional.embedding(self.tokens, rows.flatten(0, 1)).unsqueeze(0)
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """[1, n, D] -> [B, L, D]."""
+        return functional.embedding(self.places, rows[0])
+
+
+@contextmanager
+def packed_attention(config: PretrainedConfig) -> Iterator[None]:
+    """Attention of modules with this configuration takes the option ``packing``, as the layers pass it on.
+
+    Their queries, keys and values are then [1, H, n, Dh]. They are laid out as [B, H, L, Dh], with the mask's L, for the attention
+    function that was chosen, and whoever records what that reads; its output [B, L, H, Dh] becomes [1, n, H, Dh].
+    """
+    chosen = config._attn_implementation or "eager"
+    config._attn_implementation = _packing(chosen)
+    try:
+        yield
+    finally:
+        config._attn_implementation = chosen
+
+
+def _packing(implementation: str) -> str:
+    """The registered name of ``implementation`` for packed tokens."""
+    name = _PREFIX + implementation
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        inner = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        ALL_ATTENTION_FUNCTIONS.register(name, partial(_attend, inner))
+        if implementation in ALL_MASK_ATTENTION_FUNCTIONS:
+            ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    return name
+
+
+def _attend(
+    inner: Callable[..., tuple[Tensor, Tensor | None]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing,
+    **options: object,
+) -> tuple[Tensor, Tensor | None]:
+    heads = [_laid_out(packing, x) for x in (query, key, value)]
+    output, weights = inner(module, *heads, attention_mask, **options)  # [B, L, H, Dh]
+    return packing.pack(output.flatten(2)).unflatten(2, output.shape[2:]), weights
+
+
+def _laid_out(packing: Packing, heads: Tensor) -> Tensor:
+    """[1, H, n, Dh] -> [B, H, L, Dh]."""
+    rows = heads.transpose(1, 2)  # [1, n, H, Dh]
+    return packing.spread(rows.flatten(2)).unflatten(2, rows.shape[2:]).transpose(1, 2)
