@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlkd_kernels import checks
-from vlkd_kernels.dtypes import accumulator
+from vlkd_kernels.dtypes import accumulator, exact
 
 _CHUNK = 1 << 21  # scores held at a time: 8 MiB in float32
 
@@ -90,9 +90,12 @@ def scale_of(op: str, name: str, value: float | None, q: Tensor) -> float:
     return float(value)
 
 
-def exact(scores: Tensor) -> Tensor:
-    """Scores, NaN where they are infinite: a softmax would take -inf for a hidden key, and drop it in silence."""
-    return scores + scores * 0
+def seen_keys(visible: Tensor, key_heads: int) -> Tensor:
+    """Which keys some query sees, of a mask broadcastable to [B, H, L, M]: broadcastable to [B, H_k, M, 1]."""
+    seen = visible.any(2)
+    if seen.shape[1] > 1:
+        seen = seen.unflatten(1, (key_heads, -1)).any(2)
+    return seen[..., None]
 
 
 def four_dimensional(mask: Tensor | None) -> Tensor | None:

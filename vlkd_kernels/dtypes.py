@@ -21,6 +21,16 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def exact(x: Tensor) -> Tensor:
+    """x, NaN where it is infinite: an infinity can make a finite loss of numbers that have no meaning."""
+    return x + x * 0
+
+
+def finite(x: Tensor) -> Tensor:
+    """x, 0 where it is not finite: for products with weights that are NaN where x counts, and 0 where it does not."""
+    return torch.where(x.isfinite(), x, 0)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """A context in which products keep the dtype that the op has chosen."""
     device = x.device.type

@@ -4,7 +4,7 @@ Shapes: B batch, H heads, L queries, M keys, D head width.
 """
 
 # Triton gives a launch the signature of its kernel, which is not that of a launch.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vlkd_kernels.triton_tiles import dot, load_tile
+from vlkd_kernels.triton_tiles import dot, exact, load_tile
 
 LOG2_E = 1.4426950408889634
 MAX_REGISTERS = 255  # said aloud, because ptxas else spills a little for the sake of one more block at a time
@@ -43,13 +43,19 @@ def scores(
     q, k, row, column, queries, keys, stride_l, stride_qd, stride_m, stride_kd, dtype: tl.constexpr,
     D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The tile of q kᵀ of one head whose first element is (row, column), operands rounded to dtype."""
+    """The tile of q kᵀ of one head whose first element is (row, column), operands rounded to dtype; NaN where infinite."""
     result = tl.zeros([BLOCK_L, BLOCK_M], tl.float32)
     for first in range(0, D, BLOCK_D):
         tile_q = load_tile(q, row, queries, stride_l, first, D, stride_qd, BLOCK_L, BLOCK_D)
         tile_k = load_tile(k, column, keys, stride_m, first, D, stride_kd, BLOCK_M, BLOCK_D)
         result = dot(tile_q.to(dtype), tl.trans(tile_k.to(dtype)), result)
-    return result
+    return exact(result)
+
+
+@triton.jit
+def any_row(used):
+    """Of a tile [rows, columns], which columns some row uses."""
+    return tl.max(used.to(tl.int32), 0) > 0
 
 
 @triton.jit

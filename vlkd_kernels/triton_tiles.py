@@ -25,6 +25,23 @@ def load_tile(
 
 
 @triton.jit
+def load_used_tile(
+    base, row, rows, stride_row, columns, stride_column, used, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
+    """As `load_tile`, whole rows, 0 also in rows that are not `used`: a NaN there would meet a weight of 0, and be one."""
+    row = row + tl.arange(0, BLOCK_ROWS).to(tl.int64)
+    column = tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
+    inside = ((row < rows) & used)[:, None] & (column < columns)[None, :]
+    return tl.load(base + row[:, None] * stride_row + column[None, :] * stride_column, mask=inside, other=0.0)
+
+
+@triton.jit
+def exact(x):
+    """x, NaN where it is infinite: an infinity can make a finite loss of numbers that have no meaning."""
+    return x + x * 0.0
+
+
+@triton.jit
 def rounded(x, dtype: tl.constexpr):
     """x of float32 in dtype, to nearest, ties to even."""
     if INTERPRETED and dtype == tl.bfloat16:

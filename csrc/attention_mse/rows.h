@@ -44,14 +44,14 @@ struct Visibility {
   }
 };
 
-// Puts -infinity where the mask hides; how many keys it leaves.
+// Marks what the mask hides; how many keys it leaves.
 template <typename T>
 VLKD_INLINE int64_t hide(T* __restrict s, T* __restrict t, const bool* __restrict mask, int64_t keys) {
   int32_t visible = 0;
 #pragma omp simd reduction(+ : visible)
   for (int64_t j = 0; j < keys; ++j) {
-    s[j] = mask[j] ? s[j] : kMinusInfinity<T>;
-    t[j] = mask[j] ? t[j] : kMinusInfinity<T>;
+    s[j] = mask[j] ? s[j] : kHidden<T>;
+    t[j] = mask[j] ? t[j] : kHidden<T>;
     visible += mask[j];
   }
   return visible;
@@ -73,8 +73,9 @@ struct Row {
 };
 
 // A few rows go through a pass together before the next pass: what a row must wait for, its sums above all, the others' work
-// fills. The loops run over whole vectors. Hidden keys and those behind the last one hold -infinity; exp2 makes of it 2^-100,
-// which no sum notices beside its largest term, 1.
+// fills. The loops run over whole vectors. Hidden keys and those behind the last one hold kHidden; exp2 makes of it 2^-100,
+// which no sum notices beside its largest term, 1. A logit that is not finite makes a NaN of its row's sums, and of all that
+// is computed of them.
 template <typename V, typename T>
 VLKD_INLINE void find_largest(Row<T>* rows, int64_t count) {
   for (Row<T>* row = rows; row < rows + count; ++row) {
@@ -163,9 +164,9 @@ VLKD_INLINE double kl_rows(Row<T>* rows, int64_t count, T factor) {
     Vector values{};
     for (int64_t j = 0; j < row->keys; j += V::kLanes) {
       // The largest logit goes first, for the sum would round beside it. A hidden key's logits become equal, and finite, on
-      // both sides: its terms are 0 and its x is no NaN.
-      const Vector log_p = V::larger(V::load(row->s + j) - row->largest_s - log_sum_s, lowest);
-      const Vector log_t = V::larger(V::load(row->t + j) - row->largest_t - log_sum_t, lowest);
+      // both sides: its terms are 0 and its x is no NaN. A NaN stays one.
+      const Vector log_p = V::larger(lowest, V::load(row->s + j) - row->largest_s - log_sum_s);
+      const Vector log_t = V::larger(lowest, V::load(row->t + j) - row->largest_t - log_sum_t);
       const Vector p = exp<V, T>(log_p), q = exp<V, T>(log_t), x = log_p - log_t;
       const auto small = (x > -half) & (x < half);
       values += small ? q * expm1_minus_x<Vector, T>(small ? x : Vector{}) : p - q - q * x;

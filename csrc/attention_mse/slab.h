@@ -191,8 +191,8 @@ VLKD_INLINE void work_on_rows(
     const bool* mask = p.visibility.row_mask(b, h, i, keys, scratch + r * p.keys);
     if (p.visibility.counts(b, h, i, keys)) {
       const int64_t visible = mask == nullptr ? keys : hide(s, t, mask, keys);
-      std::fill(s + keys, s + V::padded(keys), kMinusInfinity<T>);
-      std::fill(t + keys, t + V::padded(keys), kMinusInfinity<T>);
+      std::fill(s + keys, s + V::padded(keys), kHidden<T>);
+      std::fill(t + keys, t + V::padded(keys), kHidden<T>);
       rows[counted++] = {s, t, mask, keys, visible};
     } else if (p.with_grad) {
       std::fill_n(s, padded_keys, T(0));
@@ -215,7 +215,7 @@ struct Gradient {
 };
 
 // Rounds g [rows, stride] to bfloat16, paired along the keys in the place of t, and along the rows in its own. An odd last
-// row pairs with one of zeros, which the product of the padded queries has left there.
+// row pairs with zeros.
 template <typename Isa>
 VLKD_INLINE Gradient<Bf16Pair> paired(float* g, float* t, int64_t rows, int64_t stride, int64_t keys) {
   using V = Simd<float, Isa>;
@@ -224,7 +224,8 @@ VLKD_INLINE Gradient<Bf16Pair> paired(float* g, float* t, int64_t rows, int64_t 
     float *first = g + i * stride, *second = first + stride;
     auto *to_first = reinterpret_cast<uint16_t*>(t + i * stride), *to_second = to_first + 2 * stride;
     for (int64_t j = 0; j < keys; j += V::kLanes) {
-      const auto a = Isa::to_bf16(V::load(first + j)), b = Isa::to_bf16(V::load(second + j));
+      const auto a = Isa::to_bf16(V::load(first + j));
+      const auto b = i + 1 < rows ? Isa::to_bf16(V::load(second + j)) : decltype(a){};
       std::memcpy(to_first + j, &a, sizeof a);
       std::memcpy(to_second + j, &b, sizeof b);
       const Bits pairs = __builtin_convertvector(a, Bits) | __builtin_convertvector(b, Bits) << 16;
@@ -232,6 +233,23 @@ VLKD_INLINE Gradient<Bf16Pair> paired(float* g, float* t, int64_t rows, int64_t 
     }
   }
   return {reinterpret_cast<Bf16Pair*>(t), reinterpret_cast<Bf16Pair*>(g), stride, 2 * stride};
+}
+
+// Rows as the right operand of a product with their gradient, packed into `memory` unless they can be read where they lie. What
+// is not finite becomes 0: where it counts the gradient is NaN, and elsewhere it is 0, which would make a NaN of it.
+template <typename Entry, typename Isa>
+VLKD_INLINE typename Gemm<Entry, Isa>::Panels downward(const Rows<Entry>& from, Entry* memory, int64_t rows, int64_t width) {
+  using G = Gemm<Entry, Isa>;
+  using Number = typename EntryTraits<Entry>::Number;
+  bool is_finite = true;
+  for (int64_t i = 0; i < rows; ++i) is_finite &= all_finite(from.numbers() + i * from.numbers_stride(), width);
+  if (is_finite && G::packed(from.stride, width)) return {from.data, entries<Entry>(rows), width};
+  G::pack(memory, from.numbers(), from.numbers_stride(), rows, width);
+  if (!is_finite) {
+    const int64_t size = entries<Entry>(rows) * G::padded(width) * EntryTraits<Entry>::kNumbers;
+    keep_finite(reinterpret_cast<Number*>(memory), size);
+  }
+  return {memory, entries<Entry>(rows), width};
 }
 
 template <typename Entry, typename Isa, typename T>
@@ -248,13 +266,10 @@ VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspac
   const Rows<Entry> k_s = rows_of(p.k_s, b, slab.key_head % key_heads, 0, p.keys, p.keys, piece(memory.k_s));
   G::pack_transposed(piece(memory.across_s), k_s.data, k_s.stride, p.keys, entries_s);
   // Where no padding is needed keys, queries and gradients are used where they lie.
-  typename G::Panels down_k{k_s.data, entries<Entry>(p.keys), width};
+  typename G::Panels down_k{};
   T* grad_k = all_keys == p.keys && all_width == width ? slab.grad_k : memory.grad_k;
   if (p.with_grad) {
-    if (!G::packed(k_s.stride, width)) {
-      G::pack(piece(memory.down_k), k_s.numbers(), k_s.numbers_stride(), p.keys, width);
-      down_k.data = piece(memory.down_k);
-    }
+    down_k = downward<Entry, Isa>(k_s, piece(memory.down_k), p.keys, width);
     if (p.visibility.causal) std::fill_n(grad_k, all_keys * all_width, T(0));
   }
   int64_t packed_head = -1; // of the teacher
@@ -293,11 +308,7 @@ VLKD_INLINE void work_on_slab(const Problem<T>& p, Slab<T>& slab, const Workspac
     if (grad_q != out) {
       for (int64_t r = 0; r < rows; ++r) std::copy_n(grad_q + r * all_width, width, out + r * width);
     }
-    typename G::Panels down_q{q_s.data, entries<Entry>(rows), width};
-    if (!G::packed(q_s.stride, width)) {
-      G::pack(piece(memory.down_q), q_s.numbers(), q_s.numbers_stride(), rows, width);
-      down_q.data = piece(memory.down_q);
-    }
+    const auto down_q = downward<Entry, Isa>(q_s, piece(memory.down_q), rows, width);
     const bool add = tile > slab.begin || p.visibility.causal; // whose first tile does not reach the last keys
     G::multiply(grad_k, all_width, g.columns, 1, g.column, down_q, keys, width, entries<Entry>(rows), T(1), add);
   }

@@ -38,6 +38,52 @@ struct EntryTraits<Bf16Pair> {
   static constexpr int64_t kNumbers = 2;
 };
 
+// The bits of a number that are all set where it is infinite or NaN.
+template <typename Number>
+struct Exponent;
+template <>
+struct Exponent<c10::BFloat16> {
+  using Bits = uint16_t;
+  static constexpr Bits kAll = 0x7f80;
+};
+template <>
+struct Exponent<float> {
+  using Bits = uint32_t;
+  static constexpr Bits kAll = 0x7f800000;
+};
+template <>
+struct Exponent<double> {
+  using Bits = uint64_t;
+  static constexpr Bits kAll = 0x7ff0000000000000;
+};
+
+// Whether `count` numbers are all finite.
+template <typename Number>
+VLKD_INLINE bool all_finite(const Number* data, int64_t count) {
+  using Bits = typename Exponent<Number>::Bits;
+  Bits found = 0;
+#pragma omp simd reduction(| : found)
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, data + i, sizeof bits);
+    found |= (bits & Exponent<Number>::kAll) == Exponent<Number>::kAll ? Bits(1) : Bits(0);
+  }
+  return found == 0;
+}
+
+// Makes 0 of what is not finite, in an operand of weights that are NaN where it counts and 0 where it does not.
+template <typename Number>
+VLKD_INLINE void keep_finite(Number* data, int64_t count) {
+  using Bits = typename Exponent<Number>::Bits;
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, data + i, sizeof bits);
+    bits = (bits & Exponent<Number>::kAll) == Exponent<Number>::kAll ? Bits(0) : bits;
+    std::memcpy(data + i, &bits, sizeof bits);
+  }
+}
+
 // How many entries hold `numbers` numbers along k.
 template <typename Entry>
 constexpr int64_t entries(int64_t numbers) {

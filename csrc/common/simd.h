@@ -20,8 +20,10 @@
 
 namespace vlkd {
 
+// Marks what a softmax leaves out. It is not -infinity, which a product may give and must not be left out in silence, and its
+// distance to a logit, in powers of 2, is finite.
 template <typename T>
-constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
+constexpr T kHidden = std::numeric_limits<T>::lowest() / 2;
 
 // e^x - 1 - x for |x| <= 1/2 from its series, where the closed form would cancel; V is T or a vector of it.
 template <typename V, typename T>
@@ -77,6 +79,7 @@ struct Simd {
 
   static VLKD_INLINE Vector load(const T* from) { return *reinterpret_cast<const Unaligned*>(from); }
   static VLKD_INLINE void store(T* to, Vector x) { *reinterpret_cast<Unaligned*>(to) = x; }
+  static VLKD_INLINE Vector exact(Vector x) { return x + x * T(0); } // NaN where x is infinite
   static VLKD_INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; } // b where a is NaN or b is
 
   // Lanes of a, counted from 0, and of b, counted from kLanes.
@@ -96,14 +99,15 @@ struct Simd {
     return fold<kLanes / 2>(x, [](Vector a, Vector b) __attribute__((always_inline)) { return larger(a, b); });
   }
 
-  // 2^x for x <= 0; below `kLowest` as there, also for -infinity; NaN for NaN. The polynomial is of least maximal error.
+  // 2^x for x <= 0; below `kLowest` as there; NaN for what is not finite. The polynomial is of least maximal error.
   static VLKD_INLINE Vector exp2(Vector x) {
     constexpr T kLowest = sizeof(T) == 8 ? -1000 : -100;
     constexpr int kMantissa = sizeof(T) == 8 ? 52 : 23;
     constexpr T kRound = T(3ull << (kMantissa - 1)); // adding it leaves the nearest integer in the low bits
     const Vector clamped = larger(Vector{} + kLowest, x), shifted = clamped + kRound;
     const Vector r = clamped - (shifted - kRound); // exact, in [-1/2, 1/2]
-    return (Vector)((Bits)power_of_2(r) + ((Bits)shifted << kMantissa)); // into the exponent
+    const Vector power = (Vector)((Bits)power_of_2(r) + ((Bits)shifted << kMantissa)); // into the exponent
+    return power + x * T(0); // the clamp has made a number of -infinity, and the shift may of a NaN
   }
 
  private:

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -25,7 +26,8 @@ void write_row(To* __restrict to, const From* __restrict from, Stride stride, in
   Sum squares = 0;
 #pragma omp simd reduction(+ : squares)
   for (int64_t e = 0; e < width; ++e) squares += static_cast<Sum>(from[e * stride]) * static_cast<Sum>(from[e * stride]);
-  const Sum norm = std::max(std::sqrt(squares), static_cast<Sum>(kRingEps));
+  Sum norm = std::max(std::sqrt(squares), static_cast<Sum>(kRingEps)); // a NaN stays one
+  if (std::isinf(norm)) norm = std::numeric_limits<Sum>::quiet_NaN(); // rows of 0 would hide that it overflowed
   for (int64_t e = 0; e < width; ++e) to[e] = static_cast<To>(static_cast<Sum>(from[e * stride]) / norm);
 }
 

@@ -19,6 +19,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -148,7 +149,7 @@ class TokenNce {
       to[0] = static_cast<T>(loss);
       to[count] = static_cast<T>(state.positive);
       to[2 * count] = static_cast<T>(state.similarities / static_cast<double>(std::max<int64_t>(1, state.negatives)));
-      to[3 * count] = state.top ? T(1) : T(0);
+      to[3 * count] = static_cast<T>((state.top ? 1 : 0) + 0 * loss); // NaN if the loss is
       ++to;
     }
     return sum;
@@ -256,7 +257,7 @@ Outputs token_nce_cpu(
   const PlainArithmetic plain;
   check_arguments(h_s, h_t, negatives, fill, negative_ids, token_mask, token_ids, temperature, temperature_tensor);
   double tau = temperature.has_value() ? *temperature : temperature_tensor->item<double>();
-  if (!(tau > 0)) tau = std::numeric_limits<double>::quiet_NaN(); // has no meaning, and all results say so
+  if (!(tau > 0 && std::isfinite(tau))) tau = std::numeric_limits<double>::quiet_NaN(); // has no meaning, and all results say so
   const Arguments arguments{h_s, h_t,       negatives,           fill,     negative_ids, token_mask, token_ids,
                             tau, normalize, normalize_negatives, in_batch, with_grad};
   return accumulation_type(h_s) == at::kDouble ? run<double>(arguments) : run<float>(arguments);

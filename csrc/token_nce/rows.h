@@ -33,19 +33,19 @@ struct Row {
   const int64_t *id, *ids;  // the token's; the candidates', [J]; either may be null
 };
 
-// Puts -infinity where a candidate is not this token's negative; how many are.
+// Marks the candidates that are not this token's negatives; how many are.
 template <typename T>
 VLKD_INLINE int64_t hide(const Row<T>& row) {
   int64_t hidden = 0;
   if (row.id != nullptr && row.ids != nullptr && *row.id != -1) {
     for (int64_t j = 0; j < row.candidates; ++j) {
       if (row.ids[j] != *row.id) continue;
-      row.dots[j] = kMinusInfinity<T>;
+      row.dots[j] = kHidden<T>;
       ++hidden;
     }
   }
-  if (row.self >= 0 && row.dots[row.self] != kMinusInfinity<T>) {
-    row.dots[row.self] = kMinusInfinity<T>;
+  if (row.self >= 0 && row.dots[row.self] != kHidden<T>) {
+    row.dots[row.self] = kHidden<T>;
     ++hidden;
   }
   return row.candidates - hidden;
@@ -56,13 +56,13 @@ VLKD_INLINE int64_t hide(const Row<T>& row) {
 template <typename V, typename T>
 VLKD_INLINE double weigh(const Row<T>& row, TokenState& state, T inverse_temperature) {
   using Vector = typename V::Vector;
-  const Vector hidden = Vector{} + kMinusInfinity<T>;
+  const Vector hidden = Vector{} + kHidden<T>;
   const int64_t negatives = hide(row), end = V::padded(row.candidates);
-  for (int64_t j = row.candidates; j < end; ++j) row.dots[j] = kMinusInfinity<T>;
+  for (int64_t j = row.candidates; j < end; ++j) row.dots[j] = kHidden<T>;
   Vector highest = hidden, similarities{};
   for (int64_t j = 0; j < end; j += V::kLanes) {
     const Vector dot = V::load(row.dots + j);
-    const Vector x = dot != hidden ? dot * row.inverse_norm * V::load(row.inverse_norms + j) : dot;
+    const Vector x = dot != hidden ? V::exact(dot * row.inverse_norm * V::load(row.inverse_norms + j)) : dot;
     V::store(row.dots + j, x);
     highest = V::larger(x, highest);
     similarities += x != hidden ? x : Vector{};
@@ -80,10 +80,10 @@ VLKD_INLINE double weigh(const Row<T>& row, TokenState& state, T inverse_tempera
   Vector weights{}, differences{};
   for (int64_t j = 0; j < end; j += V::kLanes) {
     const Vector x = V::load(row.dots + j);
-    const Vector weight = x != hidden ? V::exp2((x - maximum) * factor) : Vector{};
+    const Vector weight = x != hidden ? V::exp2((x - maximum) * factor) : Vector{}; // NaN if x is
     weights += weight;
     differences += x != hidden ? weight * (x - positive) : Vector{};
-    V::store(row.dots + j, weight * V::load(row.inverse_norms + j));
+    V::store(row.dots + j, x != hidden ? weight * V::load(row.inverse_norms + j) : Vector{}); // whose norm may be NaN
   }
   state.weights += static_cast<double>(V::sum(weights));
   state.differences += static_cast<double>(V::sum(differences));

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 namespace vlkd {
 namespace {
@@ -57,10 +58,12 @@ VLKD_INLINE T dot(const Number* __restrict a, const Number* __restrict b, int64_
   return sum;
 }
 
-// 1 / max(|x|, eps), or 1.
+// 1 / max(|x|, eps), or 1; NaN where |x|^2 overflows, for 0 would hide it.
 template <typename T, typename Number>
 VLKD_INLINE T inverse_norm(const Number* x, int64_t width, bool normalize) {
-  return normalize ? T(1) / std::max(std::sqrt(dot<T>(x, x, width)), static_cast<T>(kEps)) : T(1);
+  if (!normalize) return T(1);
+  const T norm = std::sqrt(dot<T>(x, x, width));
+  return norm <= std::numeric_limits<T>::max() ? T(1) / std::max(norm, static_cast<T>(kEps)) : std::numeric_limits<T>::quiet_NaN();
 }
 
 // Norms and positives of tokens [begin, end).
@@ -72,7 +75,8 @@ VLKD_INLINE void begin_tokens(const Tokens<T>& tokens, int64_t begin, int64_t en
     const Number* t = static_cast<const Number*>(tokens.h_t) + i * tokens.width;
     tokens.inverse_s[i] = inverse_norm<T>(s, tokens.width, tokens.normalize);
     tokens.inverse_t[i] = inverse_norm<T>(t, tokens.width, tokens.normalize);
-    tokens.states[i].positive = dot<T>(s, t, tokens.width) * tokens.inverse_s[i] * tokens.inverse_t[i];
+    const T positive = dot<T>(s, t, tokens.width) * tokens.inverse_s[i] * tokens.inverse_t[i];
+    tokens.states[i].positive = positive + positive * T(0); // NaN where it is infinite
     tokens.states[i].maximum = tokens.states[i].positive;
   }
 }
@@ -98,6 +102,8 @@ VLKD_INLINE void pack_strips(const Candidates<T>& candidates, int64_t width, int
       const int64_t first = (strip - across) * kStrip, count = std::min(kStrip, width - first);
       Entry* to = reinterpret_cast<Entry*>(candidates.down) + first * entries<Entry>(candidates.count);
       G::pack(to, rows + first, width, candidates.count, count);
+      const int64_t size = entries<Entry>(candidates.count) * G::padded(count) * EntryTraits<Entry>::kNumbers;
+      keep_finite(reinterpret_cast<Number*>(to), size);
     }
   }
 }

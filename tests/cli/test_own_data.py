@@ -97,6 +97,35 @@ def test_answers_are_scored_softly_and_written_as_the_server_takes_them(folder: 
     assert results["vqa"]["picture"]["scores"]["all"] == pytest.approx(expected)
 
 
+def test_questions_that_nobody_answered_are_counted_and_not_scored(folder: Path, tmp_path: Path) -> None:
+    data, model = tmp_path / "data", folder / "distilled-vqa" / "model"
+    shutil.copytree(folder / "data", data)
+    row = {"q": "is it ?", "an": [0], "s": [1], "img_id": 42}
+    unknown = {"an": None, "s": None}
+    for split, rows, line, note in (
+        (
+            "some",
+            [row, row | unknown],
+            "picture  all ",
+            "Not scored: 1 of the 2 questions, to which nobody's answer is known.",
+        ),
+        (
+            "none",
+            [row | unknown],
+            "picture  not scored",
+            "Not scored: nobody's answer to any of the 1 questions is known.",
+        ),
+    ):
+        questions = tmp_path / f"{split}.json"
+        questions.write_text(json.dumps([one | {"q_id": number} for number, one in enumerate(rows)]))
+        answers = folder / "trainval_ans2label.pkl"
+        vlkd("data", "texts", data, "--split", split, "--questions", questions, "--answers", answers)
+        out = tmp_path / f"evaluated-{split}"
+        told = vlkd("evaluate", model, "--data", data, "--out", out, "--split", split)
+        assert line in told and note in told
+        assert len(json.loads((out / "vqa_answers.json").read_text())) == len(rows)  # the server scores all of them
+
+
 def test_a_finished_evaluation_is_read_again(folder: Path) -> None:
     path = folder / "evaluated-vqa" / "results.json"
     before = path.stat().st_mtime_ns

@@ -44,8 +44,8 @@ def test_questions_leave_captions_and_captions_questions(tmp_path: Path) -> None
     merged, told = add(tmp_path, texts("train", {"b": ["cats"], "c": ["it"]}))
     assert merged.captions == (("a dog",), ("cats",), ("it",)) and [len(of) for of in merged.questions] == [0, 1, 1]
     assert told[:2] == [
-        "The captions that 1 pictures had are replaced.",
-        "The captions of 1 pictures stay as they were.",
+        "The captions that 1 picture had are replaced.",
+        "The captions of 1 picture stay as they were.",
     ]
 
 

@@ -292,3 +292,11 @@ def test_a_state_of_before_normalize_was_written_is_taken(assign: bool) -> None:
     state = {name: x for name, x in ring.state_dict().items() if name != "normalized"}
     twin.load_state_dict(state, assign=assign)
     assert torch.equal(twin.rows, ring.rows) and twin.fill.item() == 2 and "normalized" not in state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_whose_length_overflows_is_nan_and_not_zero(backend: str, dtype: torch.dtype) -> None:
+    ring = RingQueue(4, 3)
+    ring.enqueue_(torch.tensor([[1e30] * 4, [1.0] * 4, [torch.inf, 0, 0, 0]], dtype=dtype), backend=backend)
+    assert ring.rows[0].isnan().all() and ring.rows[1].isfinite().all() and ring.rows[2].isnan().any()

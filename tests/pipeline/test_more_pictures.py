@@ -245,6 +245,32 @@ def test_parts_without_their_notes_are_not_trusted(images: Path, tmp_path: Path,
     assert contents(extracted(images, tmp_path / "out", pair).store.folder) == whole
 
 
+def test_a_store_that_is_deleted_while_it_is_extended_is_made_anew(
+    images: Path, tmp_path: Path, pair: TwoDetectors
+) -> None:
+    extracted(images, tmp_path / "out", pair)
+    draw(images, *(f"more/{letter}.png" for letter in "ghijk"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, pair, 4)
+        extracted(images, tmp_path / "out", pair)
+    shutil.rmtree(tmp_path / "out" / "store")
+    again = extracted(images, tmp_path / "out", pair)
+    fresh = extracted(images, tmp_path / "fresh", pair)
+    assert sorted(again.store.keys) == sorted(fresh.store.keys) and again.broken_count == 1
+    same_regions(again.store, fresh.store, list(fresh.store.keys))
+
+
+def test_added_pictures_of_an_odd_kind_do_not_stop_a_sound_detector(
+    images: Path, tmp_path: Path, pair: TwoDetectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_pictures, "_ENOUGH", 1)
+    extracted(images, tmp_path / "out", pair)
+    draw(images, "g.png")
+    features = pair.teacher.features
+    monkeypatch.setattr(pair.teacher, "features", lambda *one: [found * float("nan") for found in features(*one)])
+    assert extracted(images, tmp_path / "out", pair).broken_count == 2
+
+
 def test_a_full_disk_names_the_folder_and_the_call_goes_on(images: Path, tmp_path: Path, pair: TwoDetectors) -> None:
     """Arrow's error knows no path."""
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, features
 from vlkd.errors import VlkdError
 from vlkd.recipes import Detectors
 from vlkd.regions import detect, load_packaged_detectors, read_picture
+from vlkd.regions.photographs import printable
 from vlkd.scenes import CLASSES
 
 ORIENTATION = 0x0112
@@ -266,9 +267,10 @@ def test_a_missing_file_is_one_sentence(tmp_path):
 def test_a_name_that_is_no_utf8_can_be_printed(tmp_path):
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     (tmp_path / name).write_bytes(b"no picture")
-    with pytest.raises(VlkdError, match=r"caf\\udce9.png' cannot be read") as caught:
+    with pytest.raises(VlkdError, match=r"caf\\xe9.png' cannot be read") as caught:
         read_picture(tmp_path / name)
     str(caught.value).encode()
+    assert printable("a\tb\n\ud800é") == "a\\tb\\n\\ud800é"
 
 
 @pytest.mark.parametrize("content", ["text", "torn"])

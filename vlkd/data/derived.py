@@ -150,8 +150,8 @@ def frequent_answers(corpus: Corpus, least: int) -> AnswerVocabulary:
     answers = AnswerVocabulary.of_corpus(corpus, least)
     if not len(answers):
         raise VlkdError(
-            f"No answer is the most frequent one of {least} questions: take less with --least-answers, of the questions that the "
-            f"split '{corpus.split}' now has."
+            f"No answer is the most frequent one of {least} questions: take less with --least-answers (of `vlkd data import` and `vlkd "
+            f"data texts`), of the {sum(map(len, corpus.questions))} questions of the split '{corpus.split}'."
         )
     return answers
 

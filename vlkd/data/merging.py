@@ -137,9 +137,9 @@ def _merged(old: Corpus, new: NewTexts, tell: Tell) -> Corpus:
         replaced = sum(1 for one, two in both.values() if one[place] and two[place] and one[place] != two[place])
         kept = sum(1 for one, two in both.values() if one[place] and not two[place])
         if replaced:
-            tell(f"The {what} that {replaced} pictures had are replaced.")
+            tell(f"The {what} that {_pictures(replaced)} had are replaced.")
         if kept:
-            tell(f"The {what} of {kept} pictures stay as they were.")
+            tell(f"The {what} of {_pictures(kept)} stay as they were.")
     kept_ids = {question.id for one, two in both.values() if not two[1] for question in one[1]} - {None}
     merged = {key: (two[0] or one[0], two[1] or one[1]) for key, (one, two) in both.items()}
     taken = {question.id for _, two in both.values() for question in two[1]} & kept_ids
@@ -154,6 +154,10 @@ def _merged(old: Corpus, new: NewTexts, tell: Tell) -> Corpus:
         merged |= {key: (merged[key][0], questions) for key, questions in renumbered.items()}
     captions, questions = zip(*merged.values(), strict=True)
     return Corpus(new.corpus.split, tuple(merged), captions, questions)
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"
 
 
 def _renumbered(questions: tuple[Question, ...], first: int) -> tuple[Question, ...]:

@@ -184,7 +184,7 @@ class _Hopeless:
 
     def __init__(self, places: Places) -> None:
         self._places = places
-        self._sound, self._unsound = False, 0
+        self._sound, self._unsound = places.store.exists(), 0
 
     def watch(
         self, results: Iterable[RegionRecord | Broken], names: dict[str, str], dtype: FeatureType

@@ -63,8 +63,8 @@ def read_picture(path: str | Path) -> np.ndarray:
 
 def printable(name: str | Path) -> str:
     """A file's name for a message: on one line, and printable even where it is no UTF-8."""
-    text = str(name).encode("utf-8", "backslashreplace").decode()
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    escaped = (f"\\x{ord(letter) - 0xDC00:02x}" if "\udc80" <= letter <= "\udcff" else letter for letter in str(name))
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for text in escaped for letter in text)
 
 
 @cache

@@ -15,8 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vlkd_kernels.triton_attention import HIDDEN, LN_2, kl_terms, online_sum, scores, visible_keys
-from vlkd_kernels.triton_tiles import dot, load_tile, weighted_dot
+from vlkd_kernels.triton_attention import HIDDEN, LN_2, any_row, kl_terms, online_sum, scores, visible_keys
+from vlkd_kernels.triton_tiles import dot, exact, load_tile, load_used_tile, weighted_dot
 
 
 @triton.jit
@@ -47,7 +47,22 @@ def head_kernel(
     dtype: tl.constexpr = q_s.dtype.element_ty  # the teacher is read in its own dtype and rounded to the student's
     column = tl.arange(0, BLOCK_M)
     width = tl.arange(0, BLOCK_DS)
-    tile_ks = load_tile(k_s, 0, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, BLOCK_DS)
+    tiles = tl.cdiv(queries, BLOCK_L)
+    mask += b * stride_mask_b
+    query_mask += b * stride_query_b
+    if WITH_GRAD and (MASK != "none" or HAS_QUERY_MASK or IS_CAUSAL):  # else all keys are seen
+        seen_keys = tl.zeros([BLOCK_M], tl.int32)
+        for step in range(0, group_s * tiles):
+            row = (step % tiles) * BLOCK_L + tl.arange(0, BLOCK_L)
+            head_mask = mask + (first_head + step // tiles) * stride_mask_h
+            used, _, _ = _used(
+                head_mask, query_mask, stride_mask_l, stride_mask_m, stride_query_l, row, column, queries, keys,
+                MASK, HAS_QUERY_MASK, IS_CAUSAL,
+            )  # fmt: skip
+            seen_keys = tl.maximum(seen_keys, any_row(used).to(tl.int32))
+        tile_ks = load_used_tile(k_s, 0, keys, stride_ks_m, D_S, stride_ks_d, seen_keys > 0, BLOCK_M, BLOCK_DS)
+    else:
+        tile_ks = load_tile(k_s, 0, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, BLOCK_DS)
     if not RELOAD_T:
         head_kt = k_t + (first_head // group_t) * stride_kt_h
         tile_kt = load_tile(head_kt, 0, keys, stride_kt_m, 0, D_T, stride_kt_d, BLOCK_M, BLOCK_DT).to(dtype)
@@ -55,33 +70,34 @@ def head_kernel(
     loss = tl.zeros([BLOCK_L], tl.float32)
     count = tl.zeros([BLOCK_L], tl.int32)
     accumulator = tl.zeros([BLOCK_M, BLOCK_DS], tl.float32)
-    tiles = tl.cdiv(queries, BLOCK_L)
     for step in range(0, group_s * tiles):
         h = first_head + step // tiles
         start = (step % tiles) * BLOCK_L
         row = start + tl.arange(0, BLOCK_L)
-        visible = visible_keys(
-            mask + b * stride_mask_b + h * stride_mask_h, stride_mask_l, stride_mask_m,
-            row, column, queries, keys, MASK, IS_CAUSAL,
+        used, counted, seen = _used(
+            mask + h * stride_mask_h, query_mask, stride_mask_l, stride_mask_m, stride_query_l, row, column, queries, keys,
+            MASK, HAS_QUERY_MASK, IS_CAUSAL,
         )  # fmt: skip
-        seen = tl.sum(visible.to(tl.int32), 1)
-        counted = seen > 0
-        if HAS_QUERY_MASK:
-            offsets = b * stride_query_b + row.to(tl.int64) * stride_query_l
-            counted = counted & (tl.load(query_mask + offsets, mask=row < queries, other=0) != 0)
-        used = visible & counted[:, None]
         if RELOAD_T:  # the query heads that share the student's key head do not share the teacher's
             head_kt = k_t + (h // group_t) * stride_kt_h
             tile_kt = load_tile(head_kt, 0, keys, stride_kt_m, 0, D_T, stride_kt_d, BLOCK_M, BLOCK_DT).to(dtype)
         tile_qt = load_tile(
             q_t + b * stride_qt_b + h * stride_qt_h, start, queries, stride_qt_l, 0, D_T, stride_qt_d, BLOCK_L, BLOCK_DT
         ).to(dtype)
-        tile_qs = load_tile(
-            q_s + b * stride_qs_b + h * stride_qs_h, start, queries, stride_qs_l, 0, D_S, stride_qs_d, BLOCK_L, BLOCK_DS
+        tile_qs = load_used_tile(
+            q_s + b * stride_qs_b + h * stride_qs_h,
+            start,
+            queries,
+            stride_qs_l,
+            D_S,
+            stride_qs_d,
+            counted,
+            BLOCK_L,
+            BLOCK_DS,
         )
         zero = tl.zeros([BLOCK_L, BLOCK_M], tl.float32)
-        t, log_t, total_t = _softmax(scale_t * dot(tile_qt, tl.trans(tile_kt), zero), used, counted)
-        p, log_p, total_s = _softmax(scale_s * dot(tile_qs, tl.trans(tile_ks), zero), used, counted)
+        t, log_t, total_t = _softmax(scale_t * exact(dot(tile_qt, tl.trans(tile_kt), zero)), used, counted)
+        p, log_p, total_s = _softmax(scale_s * exact(dot(tile_qs, tl.trans(tile_ks), zero)), used, counted)
         # p - t over p's denominator: a difference of two quotients would be fused into one rounding less on one side, and
         # equal maps would differ. Equal totals have the ratio 1.
         difference = (p - t * tl.div_rn(total_s, total_t)[:, None]) * (1.0 / total_s)[:, None]
@@ -112,6 +128,21 @@ def head_kernel(
             accumulator * gradient_scale,
             mask=(column < keys)[:, None] & (width < D_S)[None, :],
         )
+
+
+@triton.jit
+def _used(
+    mask, query_mask, stride_l, stride_m, stride_query_l, row, column, queries, keys,
+    MASK: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, IS_CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Which entries of a tile that holds whole rows count, which rows do, and how many keys each row sees."""
+    visible = visible_keys(mask, stride_l, stride_m, row, column, queries, keys, MASK, IS_CAUSAL)
+    seen = tl.sum(visible.to(tl.int32), 1)
+    counted = seen > 0
+    if HAS_QUERY_MASK:
+        inside = row < queries
+        counted = counted & (tl.load(query_mask + row.to(tl.int64) * stride_query_l, mask=inside, other=0) != 0)
+    return visible & counted[:, None], counted, seen
 
 
 @triton.jit
@@ -242,7 +273,10 @@ def rows_kernel(
         gradient = p - tl.exp2(tl.where(used, scores_t - lse_t[:, None], HIDDEN))
         if not KL:
             gradient = 2.0 * p * (gradient - delta[:, None])
-        tile_k = load_tile(k_s, first, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, WIDTH)
+        if MASK != "none" or HAS_QUERY_MASK or IS_CAUSAL:
+            tile_k = load_used_tile(k_s, first, keys, stride_ks_m, D_S, stride_ks_d, any_row(used), BLOCK_M, WIDTH)
+        else:
+            tile_k = load_tile(k_s, first, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, WIDTH)
         accumulator = weighted_dot(gradient, tile_k, accumulator, dtype)
 
     column = tl.arange(0, WIDTH)
@@ -307,7 +341,7 @@ def keys_kernel(
             if not KL:
                 delta = tl.load(head_stats + 3 * stats_plane + row, mask=inside, other=0.0)
                 gradient = 2.0 * weight[:, None] * p * (gradient - delta[:, None])
-            tile_q = load_tile(head_qs, first, queries, stride_qs_l, 0, D_S, stride_qs_d, BLOCK_L, WIDTH)
+            tile_q = load_used_tile(head_qs, first, queries, stride_qs_l, D_S, stride_qs_d, weight > 0, BLOCK_L, WIDTH)
             accumulator = weighted_dot(tl.trans(gradient), tile_q, accumulator, dtype)
 
     at = bk * keys + column

@@ -45,7 +45,8 @@ def attention_mse(
         loss = F.mse_loss(p, t)
 
     A row counts if `query_mask` says so and it sees at least one key; other rows give exactly 0. If no row counts
-    (an empty batch, a mask that hides everything) the loss and its gradients are 0.
+    (an empty batch, a mask that hides everything) the loss and its gradients are 0. A NaN or an infinity in a row that counts,
+    or in a key that such a row sees, makes the loss and the gradients that depend on it NaN; elsewhere it leaves no trace.
 
     Args:
         q_s: the student's queries [B, H, L, D_s].

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlkd_kernels.dtypes import accumulator
+from vlkd_kernels.attention import seen_keys
+from vlkd_kernels.dtypes import accumulator, exact, finite
 from vlkd_kernels.fused_loss import reduced
 
 
@@ -30,9 +31,11 @@ def loss(
     distance: str = "mse",
 ) -> tuple[Tensor, Tensor]:
     """The sum of the row values over the counted rows, and how many rows count."""
-    logits_s, logits_t = _logits(q_s, k_s, scale_s), _logits(q_t.detach(), k_t.detach(), scale_t)
-    visible = _visible(logits_s, attn_mask, is_causal)  # [B, H, L, M]
+    visible = _visible(q_s, k_s, attn_mask, is_causal)  # [B, H, L, M]
     counted = _counted(visible, query_mask)  # [B, H, L]
+    used = visible & counted[..., None]
+    logits_s = _logits(*_used(q_s, k_s, used), scale_s)
+    logits_t = _logits(*_used(q_t.detach(), k_t.detach(), used), scale_t)
     # A row without a visible key has no softmax: such rows attend everywhere and are left out of the sum.
     visible_or_unused = visible | ~counted[..., None]
     logits_s = logits_s.masked_fill(~visible_or_unused, -torch.inf)
@@ -68,7 +71,7 @@ def forward(
     dtype = accumulator(q_s.dtype)
     q_s, k_s, q_t, k_t = (x.to(dtype) for x in (q_s, k_s, q_t, k_t))
     logits_s, logits_t = _logits(q_s, k_s, scale_s), _logits(q_t, k_t, scale_t)
-    visible = _visible(logits_s, attn_mask, is_causal)  # [B, H, L, M]
+    visible = _visible(q_s, k_s, attn_mask, is_causal)  # [B, H, L, M]
     counted = _counted(visible, query_mask)  # [B, H, L]
     used = visible & counted[..., None]
     log_p, log_t = _log_softmax(logits_s, used), _log_softmax(logits_t, used)
@@ -76,7 +79,7 @@ def forward(
     difference = p - t
     if distance == "mse":
         weight = counted / visible.sum(-1).clamp(min=1).to(dtype)  # 1/m of a counted row, else 0
-        row_values = weight * difference.square().sum(-1)
+        row_values = weight * difference.square().sum(-1)  # 0 in rows that do not count, whose p and t are 0
         delta = (p * difference).sum(-1, keepdim=True)
         gradient = 2 * weight[..., None] * p * (difference - delta)  # of the logits, [B, H, L, M]
     else:
@@ -88,20 +91,25 @@ def forward(
         empty = q_s.new_empty(0)
         return *values, empty, empty.clone()
     groups = q_s.shape[1] // max(k_s.shape[1], 1)
-    grad_q = scale_s * gradient @ k_s.repeat_interleave(groups, dim=1)
-    grad_k = scale_s * gradient.mT @ q_s  # one per query head, [B, H, M, D_s]
+    grad_q = scale_s * gradient @ finite(k_s).repeat_interleave(groups, dim=1)
+    grad_k = scale_s * gradient.mT @ finite(q_s)  # one per query head, [B, H, M, D_s]
     return *values, grad_q, grad_k.unflatten(1, (k_s.shape[1], groups)).sum(2)
 
 
 def _logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """[B, H, L, D] and [B, H_k, M, D] to scaled scores [B, H, L, M]."""
+    """[B, H, L, D] and [B, H_k, M, D] to scaled scores [B, H, L, M], NaN where they are infinite."""
     if k.shape[1] != q.shape[1]:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    return q @ k.mT * scale
+    return exact(q @ k.mT * scale)
 
 
-def _visible(logits: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    visible = torch.ones_like(logits, dtype=torch.bool)
+def _used(q: Tensor, k: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys, 0 where they do not count: a NaN there would meet a weight of 0 in the gradient, and be one."""
+    return q.masked_fill(~used.any(-1, keepdim=True), 0), k.masked_fill(~seen_keys(used, k.shape[1]), 0)
+
+
+def _visible(q: Tensor, k: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    visible = torch.ones(*q.shape[:3], k.shape[2], dtype=torch.bool, device=q.device)
     if attn_mask is not None:
         visible = visible & attn_mask
     return visible.tril() if is_causal else visible

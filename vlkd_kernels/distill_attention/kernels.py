@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vlkd_kernels.triton_attention import HIDDEN, LN_2, kl_terms, online_sum, scores, visible_keys
-from vlkd_kernels.triton_tiles import load_tile, rounded, weighted_dot
+from vlkd_kernels.triton_attention import HIDDEN, LN_2, any_row, kl_terms, online_sum, scores, visible_keys
+from vlkd_kernels.triton_tiles import exact, load_tile, load_used_tile, rounded, weighted_dot
 
 
 @triton.jit
@@ -84,7 +84,10 @@ def forward_kernel(
         p = tl.exp2(tl.where(visible, scores_s, float("-inf")) - shift[:, None])
         if HAS_DROPOUT:
             p = p * _kept(seed, bh, row, column, dropout_p, BLOCK_L, BLOCK_M)
-        tile_v = load_tile(v_s, first, keys, stride_vs_m, 0, D_V, stride_vs_d, BLOCK_M, WIDTH_V)
+        if MASK != "none" or IS_CAUSAL:
+            tile_v = load_used_tile(v_s, first, keys, stride_vs_m, D_V, stride_vs_d, any_row(visible), BLOCK_M, WIDTH_V)
+        else:
+            tile_v = load_tile(v_s, first, keys, stride_vs_m, 0, D_V, stride_vs_d, BLOCK_M, WIDTH_V)
         accumulator = weighted_dot(p, tile_v, accumulator * tl.exp2(before - shift)[:, None], dtype)
         if not HAS_LSE:
             scores_t = scale_t * scores(
@@ -98,7 +101,7 @@ def forward_kernel(
     lse_s = tl.where(sees, maximum_s + tl.log2(tl.where(sees, total_s, 1.0)), float("-inf"))
     if HAS_LSE:
         offsets = b * stride_lse_b + h * stride_lse_h + row.to(tl.int64) * stride_lse_l
-        lse_t = tl.load(teacher_lse + offsets, mask=inside & sees, other=0.0).to(tl.float32) / LN_2
+        lse_t = exact(tl.load(teacher_lse + offsets, mask=inside & sees, other=0.0).to(tl.float32)) / LN_2
     else:
         lse_t = tl.where(sees, maximum_t + tl.log2(tl.where(sees, total_t, 1.0)), 0.0)
     column = tl.arange(0, WIDTH_V)
@@ -148,7 +151,7 @@ def forward_kernel(
 
 @triton.jit
 def _score_gradient(
-    q_s, k_s, v_s, q_t, k_t, grad_out, seed, bh, row_first, column_first, visible, lse_s, lse_t, coefficient, total,
+    q_s, k_s, v_s, q_t, k_t, grad_out, seed, bh, row_first, column_first, used, lse_s, lse_t, coefficient, total,
     stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d, stride_vs_m, stride_vs_d,
     stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d, stride_go_l, stride_go_d,
     queries, keys, scale_s, scale_t, dropout_p,
@@ -156,7 +159,7 @@ def _score_gradient(
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, KL: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a tile of the student's scores, and that tile of its map after dropout."""
+    """The gradient of a tile of the student's scores, and that tile of its map after dropout; 0 where not `used`."""
     scores_s = scale_s * scores(
         q_s, k_s, row_first, column_first, queries, keys, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d,
         dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS,
@@ -165,8 +168,9 @@ def _score_gradient(
         q_t, k_t, row_first, column_first, queries, keys, stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d,
         dtype, D_T, BLOCK_L, BLOCK_M, BLOCK_DT,
     )  # fmt: skip
-    p = tl.exp2(tl.where(visible, scores_s - lse_s[:, None], HIDDEN))
-    t = tl.exp2(tl.where(visible, scores_t - lse_t[:, None], HIDDEN))
+    counted = (coefficient != 0.0)[:, None]  # what the teacher has for the others may be no number
+    p = tl.exp2(tl.where(used, scores_s - lse_s[:, None], HIDDEN))
+    t = tl.exp2(tl.where(used & counted, scores_t - lse_t[:, None], HIDDEN))
     along_v = scores(
         grad_out, v_s, row_first, column_first, queries, keys, stride_go_l, stride_go_d, stride_vs_m, stride_vs_d,
         dtype, D_V, BLOCK_L, BLOCK_M, BLOCK_DV,
@@ -188,7 +192,7 @@ def _score_gradient(
         gradient = p * (along_v - total[:, None]) + coefficient[:, None] * (p - t)
     else:
         gradient = p * (along_v - total[:, None] + coefficient[:, None] * (p - t))
-    return gradient, kept
+    return tl.where(used, gradient, 0.0), kept
 
 
 @triton.jit
@@ -207,7 +211,7 @@ def queries_kernel(
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, IS_CAUSAL: tl.constexpr, KL: tl.constexpr,
 ):  # fmt: skip
-    """One tile of query rows of one head: dQ. row_terms holds c, and D + c δ (KL: D)."""
+    """One tile of query rows of one head: dQ. row_terms holds c, D + c δ (KL: D), and 1 where there is a gradient, else 0."""
     start = (tl.program_id(0) % tiles) * BLOCK_L
     bh = (tl.program_id(0) // tiles).to(tl.int64)
     b = bh // heads
@@ -228,19 +232,20 @@ def queries_kernel(
     lse_t = tl.load(row_stats + 2 * stats_plane + at, mask=inside, other=0.0)
     coefficient = tl.load(row_terms + at, mask=inside, other=0.0)
     total = tl.load(row_terms + stats_plane + at, mask=inside, other=0.0)
+    has_gradient = tl.load(row_terms + 2 * stats_plane + at, mask=inside, other=0.0) != 0
     accumulator = tl.zeros([BLOCK_L, WIDTH], tl.float32)
     for first in range(0, end, BLOCK_M):
-        visible = visible_keys(
+        used = has_gradient[:, None] & visible_keys(
             mask, stride_mask_l, stride_mask_m, row, first + tl.arange(0, BLOCK_M), queries, keys, MASK, IS_CAUSAL
         )
         gradient, _ = _score_gradient(
-            q_s, k_s, v_s, q_t, k_t, grad_out, seed, bh, start, first, visible, lse_s, lse_t, coefficient, total,
+            q_s, k_s, v_s, q_t, k_t, grad_out, seed, bh, start, first, used, lse_s, lse_t, coefficient, total,
             stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d, stride_vs_m, stride_vs_d,
             stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d, stride_go_l, stride_go_d,
             queries, keys, scale_s, scale_t, dropout_p,
             dtype, D_S, D_T, D_V, BLOCK_DS, BLOCK_DT, BLOCK_DV, BLOCK_L, BLOCK_M, HAS_DROPOUT, KL,
         )  # fmt: skip
-        tile_k = load_tile(k_s, first, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, WIDTH)
+        tile_k = load_used_tile(k_s, first, keys, stride_ks_m, D_S, stride_ks_d, any_row(used), BLOCK_M, WIDTH)
         accumulator = weighted_dot(gradient, tile_k, accumulator, dtype)
     column = tl.arange(0, WIDTH)
     tl.store(
@@ -290,19 +295,24 @@ def keys_kernel(
             row = first + tl.arange(0, BLOCK_L)
             inside = row < queries
             at = bh * queries + row
-            visible = visible_keys(head_mask, stride_mask_l, stride_mask_m, row, column, queries, keys, MASK, IS_CAUSAL)
+            has_gradient = tl.load(row_terms + 2 * stats_plane + at, mask=inside, other=0.0) != 0
+            used = has_gradient[:, None] & visible_keys(
+                head_mask, stride_mask_l, stride_mask_m, row, column, queries, keys, MASK, IS_CAUSAL
+            )
             lse_s = tl.load(row_stats + stats_plane + at, mask=inside, other=0.0)
             lse_t = tl.load(row_stats + 2 * stats_plane + at, mask=inside, other=0.0)
             coefficient = tl.load(row_terms + at, mask=inside, other=0.0)
             total = tl.load(row_terms + stats_plane + at, mask=inside, other=0.0)
             gradient, kept = _score_gradient(
-                head_qs, k_s, v_s, head_qt, head_kt, head_go, seed, bh, first, start, visible, lse_s, lse_t, coefficient,
+                head_qs, k_s, v_s, head_qt, head_kt, head_go, seed, bh, first, start, used, lse_s, lse_t, coefficient,
                 total, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d, stride_vs_m, stride_vs_d,
                 stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d, stride_go_l, stride_go_d,
                 queries, keys, scale_s, scale_t, dropout_p,
                 dtype, D_S, D_T, D_V, BLOCK_DS, BLOCK_DT, BLOCK_DV, BLOCK_L, BLOCK_M, HAS_DROPOUT, KL,
             )  # fmt: skip
-            tile_q = load_tile(head_qs, first, queries, stride_qs_l, 0, D_S, stride_qs_d, BLOCK_L, WIDTH)
+            tile_q = load_used_tile(
+                head_qs, first, queries, stride_qs_l, D_S, stride_qs_d, has_gradient, BLOCK_L, WIDTH
+            )
             tile_go = load_tile(head_go, first, queries, stride_go_l, 0, D_V, stride_go_d, BLOCK_L, WIDTH_V)
             sum_k = weighted_dot(tl.trans(gradient), tile_q, sum_k, dtype)
             sum_v = weighted_dot(tl.trans(kept), tile_go, sum_v, dtype)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlkd_kernels.attention import scores
+from vlkd_kernels.attention import scores, seen_keys
 from vlkd_kernels.attention_mse import attention_mse
+from vlkd_kernels.distill_attention.broken_rows import with_broken, without_broken
 
 
 def forward(
@@ -30,7 +31,8 @@ def forward(
     return_lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Output, loss sum, count, and the student's log-sum-exp if it is wanted; `lse_t` is not needed."""
-    out = _attend(q_s, k_s, v_s, dropout_p, scale_s, attn_mask, is_causal)
+    q, mark = without_broken(q_s, query_mask)
+    out = with_broken(_attend(q, k_s, v_s, dropout_p, scale_s, attn_mask, is_causal), mark)
     loss, count = attention_mse(
         q_s, k_s, q_t, k_t, scale_s=scale_s, scale_t=scale_t, attn_mask=attn_mask, query_mask=query_mask,
         is_causal=is_causal, distance=distance, reduction="sum", backend="cpu", return_count=True,
@@ -43,6 +45,8 @@ def _attend(
 ) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     if attn_mask is None:
+        if is_causal and k.shape[2] > q.shape[2]:
+            k, v = k[:, :, : q.shape[2]], v[:, :, : q.shape[2]]  # nobody sees the others
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=grouped
         )
@@ -50,6 +54,9 @@ def _attend(
     if is_causal:  # torch takes one or the other
         visible = visible & torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     sees = visible.any(-1, keepdim=True)
+    # A NaN in what nobody sees, and in who sees nothing, would meet a weight of 0, and be one.
+    seen = seen_keys(visible, k.shape[1])
+    q, k, v = q.masked_fill(~sees, 0), k.masked_fill(~seen, 0), v.masked_fill(~seen, 0)
     # A row that sees no key attends everywhere, for its softmax would be NaN, and is cleared afterwards.
     visible = (visible | ~sees).expand(*visible.shape[:2], q.shape[2], k.shape[2])
     out = F.scaled_dot_product_attention(q, k, v, visible, dropout_p, scale=scale, enable_gqa=grouped)

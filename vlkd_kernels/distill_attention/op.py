@@ -51,6 +51,9 @@ def distill_attention(
 
         ∂scores = P ∘ (Z ∘ ∂out v_sᵀ + c (P - T) - (D + c δ))
 
+    A NaN or an infinity is treated as in `attention_mse`; `out` is NaN in the rows that it reaches, and a row of `out` whose
+    incoming gradient is 0 passes none on.
+
     Args:
         q_s: the student's queries [B, H, L, D_s].
         k_s: the student's keys [B, H_k, M, D_s]; H_k divides H (grouped queries).

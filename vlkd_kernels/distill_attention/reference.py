@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vlkd_kernels.attention import seen_keys
 from vlkd_kernels.attention_mse import attention_mse
+from vlkd_kernels.distill_attention.broken_rows import with_broken, without_broken
 from vlkd_kernels.dtypes import accumulator
 
 
@@ -30,13 +32,16 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """The output [B, H, L, D_v], 0 in rows that see no key, and the log-sum-exp of every row, -inf in such rows."""
     groups = q.shape[1] // k.shape[1]
-    logits = q @ k.repeat_interleave(groups, dim=1).mT * scale
-    visible = torch.ones_like(logits, dtype=torch.bool)
+    visible = torch.ones(*q.shape[:3], k.shape[2], dtype=torch.bool, device=q.device)
     if attn_mask is not None:
         visible = visible & attn_mask
     if is_causal:
         visible = visible.tril()
     sees = visible.any(-1, keepdim=True)
+    # A NaN in what nobody sees, and in who sees nothing, would meet a weight of 0, and be one.
+    seen = seen_keys(visible, k.shape[1])
+    q, k, v = q.masked_fill(~sees, 0), k.masked_fill(~seen, 0), v.masked_fill(~seen, 0)
+    logits = q @ k.repeat_interleave(groups, dim=1).mT * scale
     p = logits.masked_fill(~visible & sees, -torch.inf).softmax(-1)  # a row that sees nothing attends everywhere ...
     p = F.dropout(p, dropout_p) if keep is None else p * keep
     out = (p @ v.repeat_interleave(groups, dim=1)).masked_fill(~sees, 0)  # ... and is left out here
@@ -61,8 +66,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Output, loss sum, count, and the student's log-sum-exp if it is wanted."""
     dtype = accumulator(q_s.dtype)
+    q, mark = without_broken(q_s, query_mask)
     out, lse = attend(
-        *(x.to(dtype) for x in (q_s, k_s, v_s)),
+        *(x.to(dtype) for x in (q, k_s, v_s)),
         scale=scale_s,
         attn_mask=attn_mask,
         is_causal=is_causal,
@@ -72,4 +78,6 @@ def forward(
         q_s, k_s, q_t, k_t, scale_s=scale_s, scale_t=scale_t, attn_mask=attn_mask, query_mask=query_mask,
         is_causal=is_causal, distance=distance, reduction="sum", backend="reference", return_count=True,
     )  # fmt: skip
-    return out.to(q_s.dtype), loss, count, lse if return_lse else None
+    if mark is not None:
+        lse = lse.masked_fill(mark.isnan().squeeze(-1) & ~lse.isneginf(), torch.nan)
+    return with_broken(out.to(q_s.dtype), mark), loss, count, lse if return_lse else None

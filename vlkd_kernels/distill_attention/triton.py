@@ -92,12 +92,12 @@ def launch_backward(
     """The gradients of q_s, k_s and v_s, in their dtype."""
     grad_out = grad_out.to(q_s.dtype)
     weight, delta = row_stats[0], row_stats[3]
-    along_out = (grad_out.float() * out.float()).sum(-1)
-    if distance == "kl":
-        row_terms = torch.stack([weight * grad_loss, along_out])
-    else:
-        coefficient = 2 * weight * grad_loss
-        row_terms = torch.stack([coefficient, along_out + coefficient * delta])
+    nothing = grad_out == 0  # of an output that nobody takes, which may be no number
+    along_out = (grad_out.float() * out.float()).masked_fill(nothing, 0).sum(-1)
+    coefficient = weight * grad_loss if distance == "kl" else 2 * weight * grad_loss
+    has_gradient = ~nothing.all(-1) | (coefficient != 0)
+    total = along_out if distance == "kl" else along_out + coefficient * delta
+    row_terms = torch.stack([coefficient, total, has_gradient.float()])
     grads = _empty_gradients(q_s, k_s, v_s)
     tensors, strides, shape, flags = _common(q_s, k_s, v_s, q_t, k_t, attn_mask, seed, is_causal, distance)
     batch, heads, queries = q_s.shape[:3]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vlkd_kernels.triton_tiles import dot, load_tile, rounded, weighted_dot
+from vlkd_kernels.triton_tiles import dot, exact, load_tile, load_used_tile, rounded, weighted_dot
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -17,15 +17,31 @@ _HIDDEN = tl.constexpr(-1e30)  # log-odds of no negative at all
 
 
 @triton.jit
-def norms_kernel(x, norms, rows, columns, stride_n, stride_e, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr):
-    """The norm of every row of x [rows, columns]."""
+def norms_kernel(
+    x, norms, rows, columns, stride_n, stride_e, NORMALIZE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr
+):
+    """The norm of every row of x [rows, columns], or 1; NaN if the row, or the square of its norm, is not finite."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
     row = start + tl.arange(0, BLOCK_N)
     total = tl.zeros([BLOCK_N], tl.float32)
     for first in range(0, columns, BLOCK_E):
         tile = load_tile(x, start, rows, stride_n, first, columns, stride_e, BLOCK_N, BLOCK_E).to(tl.float32)
-        total += tl.sum(tile * tile, 1)
-    tl.store(norms + row, tl.sqrt(total), mask=row < rows)
+        total += tl.sum(tile * tile if NORMALIZE else tile * 0.0, 1)
+    norm = tl.sqrt(exact(total)) if NORMALIZE else 1.0 + total
+    tl.store(norms + row, norm, mask=row < rows)
+
+
+@triton.jit
+def _divisor(norm):
+    """What a row is divided by; a NaN stays one."""
+    return tl.where(norm < _EPS, _EPS, norm)
+
+
+@triton.jit
+def _temperature(temperature):
+    """τ, or NaN where it has no meaning."""
+    tau = tl.load(temperature)
+    return tl.where((tau > 0.0) & (tau < float("inf")), tau, float("nan"))
 
 
 @triton.jit
@@ -43,9 +59,9 @@ def positives_kernel(
         total += tl.sum(tile_s.to(tl.float32) * tile_t.to(tile_s.dtype).to(tl.float32), 1)
     inside = row < tokens
     if NORMALIZE:
-        total = total / tl.maximum(tl.load(norm_s + row, mask=inside, other=1.0), _EPS)
-        total = total / tl.maximum(tl.load(norm_t + row, mask=inside, other=1.0), _EPS)
-    tl.store(positives + row, total, mask=inside)
+        total = total / _divisor(tl.load(norm_s + row, mask=inside, other=1.0))
+        total = total / _divisor(tl.load(norm_t + row, mask=inside, other=1.0))
+    tl.store(positives + row, exact(total), mask=inside)
 
 
 @triton.jit
@@ -55,7 +71,7 @@ def _similarities(
     NORMALIZE: tl.constexpr, NORMALIZE_CANDIDATES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """A tile of h_s candidatesᵀ over the norms; the candidates' norms, [BLOCK_K]."""
+    """A tile of h_s candidatesᵀ over the norms, NaN where infinite; the candidates' norms, [BLOCK_K]."""
     accumulator = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for first in range(0, width, BLOCK_E):
         tile_s = load_tile(h_s, start_n, tokens, stride_s_n, first, width, stride_s_e, BLOCK_N, BLOCK_E)
@@ -66,11 +82,11 @@ def _similarities(
     divisor = tl.full([BLOCK_K], 1.0, tl.float32)
     if NORMALIZE:
         norm = tl.load(norm_s + n, mask=n < tokens, other=1.0)
-        accumulator = accumulator / tl.maximum(norm, _EPS)[:, None]
+        accumulator = accumulator / _divisor(norm)[:, None]
     if NORMALIZE_CANDIDATES:
-        divisor = tl.maximum(tl.load(norm_c + k, mask=k < rows, other=1.0), _EPS)
+        divisor = _divisor(tl.load(norm_c + k, mask=k < rows, other=1.0))
         accumulator = accumulator / divisor[None, :]
-    return accumulator, divisor
+    return exact(accumulator), divisor
 
 
 @triton.jit
@@ -171,21 +187,26 @@ def weights_kernel(
     weight = tl.where(valid, tl.exp2((similarity - 1.0) * (_LOG2_E / tl.load(temperature))), 0.0)
     out = partial + (first_tile + tile_k).to(tl.int64) * 5 * stride_partial + n
     tl.store(out, tl.sum(weight, 1), mask=inside)
-    tl.store(out + stride_partial, tl.sum(weight * (similarity - positive[:, None]), 1), mask=inside)
+    differences = tl.where(valid, weight * (similarity - positive[:, None]), 0.0)
+    tl.store(out + stride_partial, tl.sum(differences, 1), mask=inside)
     tl.store(out + 2 * stride_partial, tl.sum(tl.where(valid, similarity, 0.0), 1), mask=inside)
     tl.store(out + 3 * stride_partial, tl.sum(valid.to(tl.float32), 1), mask=inside)
     tl.store(out + 4 * stride_partial, tl.max(tl.where(valid, similarity, float("-inf")), 1), mask=inside)
     if WITH_GRAD:
-        weight = rounded(weight / divisor[None, :], DTYPE)
+        weight = rounded(tl.where(valid, weight / divisor[None, :], 0.0), DTYPE)
         tl.store(weights + n[:, None] * stride_out + k[None, :], weight, mask=inside[:, None] & (k < rows)[None, :])
 
 
 @triton.jit
 def _store_values(
-    token_values, token, all_tokens, x, positive, mean, best, counted, inside,
+    token_values, token, all_tokens, x, positive, tau, mean, best, counted, inside,
 ):  # fmt: skip
-    """The first four rows of token_values from x, the logarithm of the negatives' odds; returns the loss."""
+    """The first four rows of token_values from x, the logarithm of the negatives' odds; returns the loss.
+
+    NaN where x, the positive or the temperature is, also for a token without negatives.
+    """
     # loss = log(1 + exp(x)); a token without negatives has loss 0
+    x += 0.0 * (positive + tau)
     small = tl.exp(-tl.abs(x))
     log1p = tl.where(small < 1e-2, small * (1 - small * (1 / 2 - small * (1 / 3 - small / 4))), tl.log(1 + small))
     loss = tl.maximum(x, 0.0) + log1p
@@ -193,7 +214,8 @@ def _store_values(
     tl.store(values, tl.where(counted, loss, 0.0), mask=inside)
     tl.store(values + all_tokens, tl.where(counted, positive, 0.0), mask=inside)
     tl.store(values + 2 * all_tokens, tl.where(counted, mean, 0.0), mask=inside)
-    tl.store(values + 3 * all_tokens, tl.where(counted & (positive >= best), 1.0, 0.0), mask=inside)
+    hit = tl.where(positive >= best, 1.0, 0.0) + 0.0 * loss  # NaN if the loss is
+    tl.store(values + 3 * all_tokens, tl.where(counted, hit, 0.0), mask=inside)
     return loss
 
 
@@ -227,11 +249,11 @@ def totals_kernel(
         best = tl.maximum(best, tl.load(base + 4 * stride_partial, mask=inside, other=float("-inf")))
         base += 5 * stride_partial
     positive = tl.load(positives + token, mask=inside, other=0.0)
-    tau = tl.load(temperature)
+    tau = _temperature(temperature)
     own = (positive - 1.0) * (_LOG2_E / tau)  # logarithm of the positive's weight, base 2
     x = tl.where(seen > 0, (tl.log2(tl.where(seen > 0, total, 1.0)) - own) * _LN_2, _HIDDEN)
     mean = sum_negative / tl.maximum(seen, 1.0)
-    _store_values(token_values, token, all_tokens, x, positive, mean, best, counted, inside)
+    _store_values(token_values, token, all_tokens, x, positive, tau, mean, best, counted, inside)
     scale = 1.0 / (total + tl.exp2(own))
     tl.store(masses + token, total * scale, mask=inside)
     tl.store(scales + token, scale, mask=inside)
@@ -261,7 +283,7 @@ def softmax_kernel(
         token, inside, token_mask, token_ids, fill, negatives, HAS_MASK, HAS_IDS, HAS_FILL
     )
     positive = tl.load(positives + token, mask=inside, other=0.0)
-    tau = tl.load(temperature)
+    tau = _temperature(temperature)
     scale = _LOG2_E / tau
     base = similarities + row[:, None] * stride
 
@@ -289,7 +311,7 @@ def softmax_kernel(
 
     x = tl.where(seen > 0, (maximum + tl.log2(tl.where(seen > 0, total, 1.0))) * _LN_2, _HIDDEN)
     mean = sum_negative / tl.maximum(seen, 1).to(tl.float32)
-    loss = _store_values(token_values, token, all_tokens, x, positive, mean, best, counted, inside)
+    loss = _store_values(token_values, token, all_tokens, x, positive, tau, mean, best, counted, inside)
     if not WITH_GRAD:
         return
 
@@ -305,7 +327,7 @@ def softmax_kernel(
         difference = tl.load(base + column[None, :], mask=valid, other=0.0) - positive[:, None]
         weight = tl.where(valid, tl.exp2(difference * scale - log_z[:, None]), 0.0)
         mass += tl.sum(weight, 1)
-        grad_tau -= tl.sum(weight * difference, 1)
+        grad_tau -= tl.sum(tl.where(valid, weight * difference, 0.0), 1)
         norm = tl.full([BLOCK_K], 1.0, tl.float32)
         if NORMALIZE_NEGATIVES:
             norm = tl.load(norm_c + column, mask=column < negatives, other=1.0)
@@ -313,26 +335,34 @@ def softmax_kernel(
             in_batch = (column >= negatives) & (column < columns)
             other = (column - negatives).to(tl.int64)
             norm = tl.where(in_batch, tl.load(norm_t + other, mask=in_batch, other=1.0), norm)
-        weight = weight / tl.maximum(norm, _EPS)[None, :]
+        weight = tl.where(valid, weight / _divisor(norm)[None, :], 0.0)
         tl.store(base + column[None, :], weight, mask=inside[:, None] & (column < columns)[None, :])
     tl.store(masses + token, mass, mask=inside)
-    tl.store(token_values + 4 * all_tokens + token, grad_tau / (tau * tau), mask=inside)
+    tl.store(token_values + 4 * all_tokens + token, tl.where(counted, grad_tau / (tau * tau), 0.0), mask=inside)
 
 
 @triton.jit
 def gradient_kernel(
-    weights, candidates, gradient, tokens, rows, width,
+    weights, candidates, norm_c, gradient, tokens, rows, width,
     stride_w, stride_c_k, stride_c_e, tiles,
     ACCUMULATE: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """gradient [C, E] (+)= weights [C, K] candidates [K, E], one tile a program."""
+    """gradient [C, E] (+)= weights [C, K] candidates [K, E], one tile a program.
+
+    A candidate whose norm is NaN is left out: its weights are NaN where it counts and 0 where it does not.
+    """
     start_n = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N
     start_e = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_E
     accumulator = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
     for first in range(0, rows, BLOCK_K):
         tile_w = load_tile(weights, start_n, tokens, stride_w, first, rows, 1, BLOCK_N, BLOCK_K)
-        tile_c = load_tile(candidates, first, rows, stride_c_k, start_e, width, stride_c_e, BLOCK_K, BLOCK_E)
+        k = first + tl.arange(0, BLOCK_K)
+        norm = tl.load(norm_c + k, mask=k < rows, other=1.0)
+        own = candidates + start_e * stride_c_e
+        tile_c = load_used_tile(
+            own, first, rows, stride_c_k, width - start_e, stride_c_e, norm == norm, BLOCK_K, BLOCK_E
+        )
         accumulator = weighted_dot(tile_w, tile_c, accumulator, DTYPE)
     n = start_n + tl.arange(0, BLOCK_N)
     e = start_e + tl.arange(0, BLOCK_E)
@@ -345,24 +375,27 @@ def gradient_kernel(
 
 @triton.jit
 def finish_kernel(
-    gradient, h_s, h_t, norm_s, norm_t, masses, scales, temperature, tokens, width,
+    gradient, h_s, h_t, norm_s, norm_t, masses, scales, temperature, token_mask, tokens, width,
     stride_s_n, stride_s_e, stride_t_n, stride_t_e,
-    NORMALIZE: tl.constexpr, SCALED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
+    HAS_MASK: tl.constexpr, NORMALIZE: tl.constexpr, SCALED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """In place: g = (scale gradient - mass t̂) / τ, then through the normalisation, (g - ŝ (ŝ·g)) / ‖h‖."""
+    """In place: g = (scale gradient - mass t̂) / τ, then through the normalisation, (g - ŝ (ŝ·g)) / ‖h‖; 0 if uncounted."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_N
     row = start + tl.arange(0, BLOCK_N)
     inside = row < tokens
+    counted = inside
+    if HAS_MASK:
+        counted = inside & (tl.load(token_mask + row, mask=inside, other=0) != 0)
     mass = tl.load(masses + row, mask=inside, other=0.0)
-    tau = tl.load(temperature)
+    tau = _temperature(temperature)
     scale = tl.full([BLOCK_N], 1.0, tl.float32)
     if SCALED:
         scale = tl.load(scales + row, mask=inside, other=0.0)
     norm = tl.full([BLOCK_N], 1.0, tl.float32)
     if NORMALIZE:
         norm = tl.load(norm_s + row, mask=inside, other=1.0)
-        mass = mass / tl.maximum(tl.load(norm_t + row, mask=inside, other=1.0), _EPS)
-    divisor = tl.maximum(norm, _EPS)
+        mass = mass / _divisor(tl.load(norm_t + row, mask=inside, other=1.0))
+    divisor = _divisor(norm)
     along = tl.zeros([BLOCK_N], tl.float32)  # ŝ·g
     if NORMALIZE:
         for first in range(0, width, BLOCK_E):
@@ -378,5 +411,6 @@ def finish_kernel(
         g = load_tile(gradient, start, tokens, width, first, width, 1, BLOCK_N, BLOCK_E)
         g = (g * scale[:, None] - mass[:, None] * tile_t.to(tile_s.dtype).to(tl.float32)) / tau
         g = (g - tile_s.to(tl.float32) * (along / divisor)[:, None]) / divisor[:, None]
+        g = tl.where(counted[:, None], g, 0.0)
         column = first + tl.arange(0, BLOCK_E)
         tl.store(gradient + row[:, None] * width + column[None, :], g, mask=inside[:, None] & (column < width)[None, :])

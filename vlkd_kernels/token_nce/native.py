@@ -3,7 +3,7 @@
 On a CPU it compares 64 tokens with 512 negatives at a time, reads the fill count and leaves out the tokens that do not count.
 bfloat16 rows of even width are multiplied in bfloat16 where the processor can (AVX-512 BF16), with sums in float32; the
 weights in the gradient are then rounded to bfloat16 once. On a GPU 128 tokens meet 128 negatives at a time on the tensor
-cores, and the host waits for nothing. A temperature that is not above 0 gives NaN.
+cores, and the host waits for nothing. A temperature that is not finite and above 0 gives NaN.
 Shapes: N tokens, E embedding width, K negatives.
 """
 

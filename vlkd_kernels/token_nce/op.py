@@ -52,12 +52,16 @@ def token_nce(
         logits = torch.cat([(s * t).sum(-1, keepdim=True), s @ q.mT], dim=1) / temperature
         loss = F.cross_entropy(logits, torch.zeros(len(s), dtype=torch.long))
 
+    A NaN or an infinity in a token that counts, or in one of its negatives, makes its value and gradient NaN, as does a row that is
+    to be normalised and whose squared length overflows. In tokens that do not count, rows of a queue that are not filled, and
+    for a token in negatives of its own id it leaves no trace.
+
     Args:
         h_s: the student's tokens [..., E].
         h_t: the teacher's tokens, of the same shape and any dtype. No gradient goes to them, nor to the negatives.
         negatives: a `RingQueue`, or a tensor [K, E] of rows.
-        temperature: a finite number greater than 0, or a scalar tensor, whose value is not checked and which may
-            require a gradient.
+        temperature: a finite number greater than 0, or a scalar tensor, which may require a gradient and whose value is not
+            checked: the loss is NaN where it is not a finite number greater than 0.
         token_mask: bool [...]; True counts. A token that does not count gives exactly 0 and is nobody's negative.
         token_ids: int64 [...]: a negative with the token's own id is left out; -1 equals nothing. Needs negatives that
             carry ids: a RingQueue, or none at all.

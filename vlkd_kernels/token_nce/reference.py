@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlkd_kernels.dtypes import accumulator
+from vlkd_kernels.dtypes import accumulator, exact, finite
 
 EPS = 1e-12  # the smallest norm that a row is divided by
 
@@ -34,12 +34,14 @@ def loss(
 ) -> tuple[Tensor, Tensor]:
     """Sum over the counted tokens of log(exp(l_0) + sum_k exp(l_k)) - l_0, and how many tokens count."""
     h_t, negatives = h_t.detach().to(h_s.dtype), negatives.detach().to(h_s.dtype)
+    counted = _counted(h_s, token_mask)
+    h_s, h_t = (x.masked_fill(~counted[:, None], 0) for x in (h_s, h_t))  # a NaN there would reach the gradient
     if normalize:
         h_s, h_t = F.normalize(h_s, dim=-1, eps=EPS), F.normalize(h_t, dim=-1, eps=EPS)
     if normalize_negatives:
         negatives = F.normalize(negatives, dim=-1, eps=EPS)
-    counted = _counted(h_s, token_mask)
     candidates, valid = _candidates(h_t, negatives, fill, negative_ids, counted, token_ids, in_batch)
+    candidates = candidates.masked_fill(~valid.any(0)[:, None], 0)  # of nobody
     positive = (h_s * h_t).sum(-1) / temperature  # [N]
     logits = (h_s @ candidates.mT / temperature).masked_fill(~valid, -torch.inf)  # [N, K (+ N)]
     logits = torch.cat([positive[:, None], logits], dim=1)
@@ -66,40 +68,48 @@ def forward(
     dtype = accumulator(h_s.dtype)
     h_s, h_t, negatives = h_s.to(dtype), h_t.to(dtype), negatives.to(dtype)
     tau = temperature_scalar(temperature, temperature_tensor, h_s)
-    norm = h_s.norm(dim=-1, keepdim=True)  # [N, 1]
+    norm = _norm(h_s)  # [N, 1]
     student = h_s / norm.clamp(min=EPS) if normalize else h_s
-    teacher = F.normalize(h_t, dim=-1, eps=EPS) if normalize else h_t
-    queue = F.normalize(negatives, dim=-1, eps=EPS) if normalize_negatives else negatives
+    teacher = h_t / _norm(h_t).clamp(min=EPS) if normalize else h_t
+    queue = negatives / _norm(negatives).clamp(min=EPS) if normalize_negatives else negatives
     counted = _counted(h_s, token_mask)
     candidates, valid = _candidates(teacher, queue, fill, negative_ids, counted, token_ids, in_batch)
-    positive = (student * teacher).sum(-1)  # similarities, before the temperature
-    negative = student @ candidates.mT  # [N, K (+ N)]
+    positive = exact((student * teacher).sum(-1))  # similarities, before the temperature
+    negative = exact(student @ candidates.mT)  # [N, K (+ N)]
     # loss = softplus(x), x = log(sum_k exp(l_k)) - l_0; no negative gives x = -inf and loss 0
     log_odds = ((negative - positive[:, None]) / tau).masked_fill(~valid, -torch.inf)
     x = log_odds.logsumexp(-1) if valid.shape[1] else torch.full_like(positive, -torch.inf)
-    losses = x.clamp(min=0) + x.abs().neg().exp().log1p()
+    losses = x.clamp(min=0) + x.abs().neg().exp().log1p() + 0 * (tau + positive)  # NaN also where there is no negative
     values = _values(losses, positive, negative, valid, counted)
     loss_sum = values[0].sum()
     if not with_grad:
         empty = h_s.new_empty(0)
         return loss_sum, counted.sum().to(dtype), empty, empty.clone(), values
     # softmax weight of every negative: exp(l_k - log Z), with log Z - l_0 = the token's loss
-    weights = (log_odds - losses[:, None]).exp() * counted[:, None]  # [N, K (+ N)]
-    grad = (weights @ candidates - weights.sum(-1, keepdim=True) * teacher) / tau
+    used = valid & counted[:, None]
+    weights = (log_odds - losses[:, None]).exp().masked_fill(~used, 0)  # [N, K (+ N)]
+    grad = (weights @ finite(candidates) - weights.sum(-1, keepdim=True) * teacher) / tau
     if normalize:
         grad = (grad - student * (student * grad).sum(-1, keepdim=True) * (norm > EPS)) / norm.clamp(min=EPS)
-    grad_tau = -(weights * (negative - positive[:, None])).sum() / (tau * tau)
+    grad = (grad + losses[:, None] * 0).masked_fill(~counted[:, None], 0)
+    grad_tau = -(weights * (negative - positive[:, None]).masked_fill(~used, 0)).sum() / (tau * tau)
     return loss_sum, counted.sum().to(dtype), grad, grad_tau, values
 
 
 def temperature_scalar(temperature: float | None, temperature_tensor: Tensor | None, like: Tensor) -> Tensor:
-    """Whichever of the two is given, as a scalar tensor of the accumulator's dtype."""
+    """Whichever of the two is given, as a scalar tensor of the accumulator's dtype; NaN where it has no meaning."""
     dtype = accumulator(like.dtype)
     if temperature_tensor is not None:
-        return temperature_tensor.to(dtype)
+        tau = temperature_tensor.to(dtype)
+        return tau.masked_fill(~((tau > 0) & tau.isfinite()), torch.nan)
     if temperature is None:
         raise ValueError("token_nce: one of temperature and temperature_tensor must be given, got neither.")
     return torch.full((), temperature, dtype=dtype, device=like.device)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The length of every row, [N, 1]; NaN where its square overflows, for a row over infinity would be 0."""
+    return exact(x.norm(dim=-1, keepdim=True))
 
 
 def _counted(h_s: Tensor, token_mask: Tensor | None) -> Tensor:
@@ -139,8 +149,8 @@ def _values(losses: Tensor, positive: Tensor, negative: Tensor, valid: Tensor, c
     """Of every token: loss, positive similarity, mean negative similarity, whether the positive is at the top; [4, N].
 
     A token without negatives has mean negative similarity 0 and its positive at the top; a tie goes to the positive.
-    Tokens that do not count have 0 throughout.
+    Tokens that do not count have 0 throughout, and one whose loss is NaN is at the top or not by NaN.
     """
     mean = negative.masked_fill(~valid, 0).sum(-1) / valid.sum(-1).clamp(min=1)
-    hit = ~(valid & (negative > positive[:, None])).any(-1)
-    return torch.stack([losses, positive, mean, hit.to(positive.dtype)]).masked_fill(~counted, 0)
+    hit = (~(valid & (negative > positive[:, None])).any(-1)).to(positive.dtype) + 0 * losses
+    return torch.stack([losses, positive, mean, hit]).masked_fill(~counted, 0)

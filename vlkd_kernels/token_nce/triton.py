@@ -142,8 +142,8 @@ def launch(
                     _gradients(own, source, gradient, begin, size, h_s.dtype, accumulate=index > 0)
         if with_grad:
             finish_kernel[(triton.cdiv(tokens, _ROWS["BLOCK_N"]),)](
-                gradient, h_s, h_t, norm_s, norm_t, masses, scales, tau, tokens, width, *h_s.stride(), *h_t.stride(),
-                NORMALIZE=normalize, SCALED=bounded, BLOCK_E=128, **_ROWS,
+                gradient, h_s, h_t, norm_s, norm_t, masses, scales, tau, _or(mask, h_s), tokens, width,
+                *h_s.stride(), *h_t.stride(), HAS_MASK=mask is not None, NORMALIZE=normalize, SCALED=bounded, BLOCK_E=128, **_ROWS,
             )  # fmt: skip
     sums = token_values.sum(1)
     count = torch.full((), tokens, **float32) if token_mask is None else token_mask.sum().float()
@@ -157,12 +157,12 @@ class _Source(NamedTuple):
     rows: Tensor
     norms: Tensor
     first: int
-    normalized: bool  # by us: the norms are set
+    normalized: bool  # by us
 
     def cut(self, size: int) -> list[_Source]:
         """The same rows in pieces of at most `size`."""
         starts = range(0, self.rows.shape[0], size)
-        norms = [self.norms[i : i + size] if self.normalized else self.norms for i in starts]
+        norms = [self.norms[i : i + size] for i in starts]
         return [
             _Source(self.rows[i : i + size], n, self.first + i, self.normalized)
             for i, n in zip(starts, norms, strict=True)
@@ -191,14 +191,14 @@ def _or(x: Tensor | None, placeholder: Tensor) -> Tensor:
 def _norms(
     h_s: Tensor, h_t: Tensor, negatives: Tensor, normalize: bool, normalize_negatives: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The norms of the three, where rows are normalised, and the similarity of each token with its teacher."""
+    """The norms of the three, 1 where rows are not normalised, and the similarity of each token with its teacher."""
     tokens, width = h_s.shape
     norms = []
     for x, wanted in ((h_s, normalize), (h_t, normalize), (negatives, normalize_negatives)):
-        norm = torch.empty(x.shape[0] if wanted else 1, dtype=torch.float32, device=h_s.device)
-        if wanted and x.shape[0]:
+        norm = torch.empty(x.shape[0], dtype=torch.float32, device=h_s.device)
+        if x.shape[0]:
             norms_kernel[(triton.cdiv(x.shape[0], _ROWS["BLOCK_N"]),)](
-                x, norm, *x.shape, *x.stride(), BLOCK_E=128, **_ROWS
+                x, norm, *x.shape, *x.stride(), NORMALIZE=wanted, BLOCK_E=128, **_ROWS
             )
         norms.append(norm)
     positives = torch.empty(tokens, dtype=torch.float32, device=h_s.device)
@@ -235,7 +235,7 @@ def _similarities(
     rows, width = source.rows.shape
     tiles = triton.cdiv(rows, config.block_k)
     similarity_kernel[(triton.cdiv(size, config.block_n) * tiles,)](
-        h_s[begin:], source.rows, norm_s[begin:] if normalize else norm_s, source.norms, out,
+        h_s[begin:], source.rows, norm_s[begin:], source.norms, out,
         size, rows, width, *h_s.stride(), *source.rows.stride(), out.stride(0), tiles,
         NORMALIZE=normalize, NORMALIZE_CANDIDATES=source.normalized,
         BLOCK_N=config.block_n, BLOCK_K=config.block_k, BLOCK_E=config.block_e,
@@ -251,7 +251,7 @@ def _gradients(
     rows, width = source.rows.shape
     tiles = triton.cdiv(width, config.block_e)
     gradient_kernel[(triton.cdiv(size, config.block_n) * tiles,)](
-        weights, source.rows, out[begin:], size, rows, width,
+        weights, source.rows, source.norms, out[begin:], size, rows, width,
         weights.stride(0), *source.rows.stride(), tiles,
         ACCUMULATE=accumulate, DTYPE=_TRITON_DTYPES[dtype],
         BLOCK_N=config.block_n, BLOCK_K=config.block_k, BLOCK_E=config.block_e,

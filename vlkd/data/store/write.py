@@ -205,12 +205,15 @@ def extend_store(folder: Path, parts: Path, fingerprint: str) -> RegionStore:
 
 
 def remove_strays(folder: Path) -> int:
-    """Remove the parts that an extension left in a store without finishing; how many parts it has."""
+    """Remove the parts that an extension left in a store without finishing; the number of the next part."""
     own = {part["file"] for part in json.loads((folder / layout.METADATA).read_text(encoding="utf-8"))["parts"]}
     for path in folder.glob("part-*.arrow"):
         if path.name not in own:
             path.unlink()
-    return len(own)
+    number = 0
+    while any(name >= part_name(number) for name in own):
+        number += 1
+    return number
 
 
 def read_records(path: Path) -> list[RegionRecord]:
