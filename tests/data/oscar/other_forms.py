@@ -1,14 +1,21 @@
-"""Hand-made files of LXMERT, of bottom-up attention, and of arrays, with the pictures of :mod:`oscar_files`."""
+"""Hand-made files of LXMERT, of bottom-up attention, and of arrays, with the pictures of :mod:`oscar_files`; how faults are told."""
 
 from __future__ import annotations
 
 import base64
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from oscar_files import KEYS, SIZES, boxes, encoded, features
 from safetensors.numpy import save_file
+
+from vlkd.data.oscar import Sources, import_oscar, validate
+from vlkd.errors import VlkdError
 
 CLASSES = ("yolk", "goal", "bathroom", "dog,hound", "sheep")
 
@@ -65,3 +72,31 @@ def write_arrays(path: Path, rows: dict[str, np.ndarray]) -> Path:
 def of_own(keys: tuple[str, ...] = KEYS) -> dict[str, np.ndarray]:
     """The teacher's own features."""
     return {key: features(key, 2, 7) for key in keys}
+
+
+def numbers(
+    value: float, dtype: str = "float32", place: tuple[int, int] = (1, 3)
+) -> Callable[[], dict[str, np.ndarray]]:
+    """The teacher's own features with one number of picture 7 replaced."""
+
+    def rows() -> dict[str, np.ndarray]:
+        changed = {key: of.astype(dtype) for key, of in of_own().items()}
+        changed["7"][place] = value
+        return changed
+
+    return rows
+
+
+def refused(sources: Sources, folder: Path, sentence: str, **options: Any) -> str:
+    """The sentence with which an import refuses files; `validate` names it too, and nothing is left."""
+    problems = [
+        finding.problem for finding in validate(sources, dtype=options.get("dtype", "float16")) if finding.fatal
+    ]
+    with pytest.raises(VlkdError) as caught:
+        import_oscar(sources, folder / "data", **options)
+    told = str(caught.value)
+    assert re.search(sentence, told), told
+    assert told in problems, problems
+    assert len(told) < 700 and "\n" not in told
+    assert not (folder / "data" / "store").exists() and not (folder / "data" / ".store.unfinished").exists()
+    return told
