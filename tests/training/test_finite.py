@@ -17,6 +17,7 @@ from vlkd.errors import VlkdError
 from vlkd.recipes import Schedule
 from vlkd.training import Stage, StageInputs, train
 from vlkd.training.finite import FiniteWatch
+from vlkd.training.trained import Forward
 from vlkd.training.trainer import MethodTrainer
 
 # 48 samples are three steps: epoch 1 is steps 4 to 6. Checkpoints at 3, 6 and 8, rows of metrics at 1, 4 and 8.
@@ -144,6 +145,22 @@ def test_a_gpu_is_asked_when_a_row_is_due_and_still_knows_the_first_step(
     with pytest.raises(VlkdError, match=r"step [456]: .* the checkpoint of step 3 is kept"):
         _train(tmp_path / "checkpoint", _alone(schedule=schedule), make_poisoned(), schedule)
     assert _kept(tmp_path / "checkpoint") == ["checkpoint-3"]
+
+
+def test_between_two_rows_a_device_is_never_asked(tmp_path: Path) -> None:
+    """Tensors without data, which whoever asks them for a number fails at."""
+    device = torch.device("meta")
+    watch = FiniteWatch(("language",), device, tmp_path, str, lambda step: 0)
+    assert not watch.asks_freely
+    batch = {"valid": torch.ones(2, 3, dtype=torch.bool, device=device)}
+    student = Forward(torch.zeros(2, 3, 8, device=device))
+    for step in (1, 2):
+        watch.see(step, torch.zeros(1, device=device), batch, student, None)
+        watch.see_gradient(step, torch.zeros((), device=device))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        watch.see(3, torch.zeros(1, device=device), batch, student, None, look=True)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        watch.check()
 
 
 @pytest.mark.parametrize("scaler", [None, SimpleNamespace(get_scale=lambda: 1.0)], ids=["float32", "float16"])
