@@ -175,8 +175,8 @@ class Collator:
         """Where everything stands. ``tags`` are those of every sequence that is laid out alike, ``counts`` the most regions."""
         budget = self.text_budget + self.tags_budget
         if self.padding == "max_length":
-            starts = np.full((2, len(samples)), [[self.text_budget], [budget]])
-            return _Layout(*starts, budget, self.source.max_regions, self.max_length)
+            text, words = (np.full(len(samples), start) for start in (self.text_budget, budget))
+            return _Layout(text, words, budget, self.source.max_regions, self.max_length)
         text = np.array([len(sample.text) for sample in samples])
         shown = np.array([not sample.hide_picture for sample in samples])
         words = text + shown * np.max([[len(of) for of in side] for side in tags], axis=0)

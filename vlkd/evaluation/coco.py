@@ -99,9 +99,8 @@ def evaluate_captions_file(
         VlkdError: a file is missing or not of its format, a result has no reference caption, or, unless ``subset``, an
             image has no result.
     """
-    captions, references = (
-        _spelled_once(read(path), path) for read, path in ((read_captions, results), (read_references, annotations))
-    )
+    captions = _spelled_once(read_captions(results), results)
+    references = _spelled_once(read_references(annotations), annotations)
     if unknown := captions.keys() - references.keys():
         raise VlkdError(
             f"'{results}' describes image_id {first_few(unknown, len(captions))}, which have no reference caption in "

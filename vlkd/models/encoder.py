@@ -5,10 +5,18 @@ Legend: B batch, T text and tag tokens, R regions, L places of a sequence, D hid
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPooler, BertPreTrainedModel
+from transformers.models.bert.modeling_bert import (
+    BertEmbeddings,
+    BertEncoder,
+    BertLayer,
+    BertPooler,
+    BertPreTrainedModel,
+)
 
 from vlkd.models.configuration import VLConfig
 from vlkd.models.packing import Packing, packed_attention
@@ -115,7 +123,7 @@ class VLModel(VLPreTrainedModel):
         Compilers and CUDA graphs want few shapes. Activations that are recomputed in the backward would meet another
         attention function there.
         """
-        last = self.encoder.layer[-1]
+        last = cast(BertLayer, self.encoder.layer[-1])
         recomputes = self.training and getattr(last, "gradient_checkpointing", False)
         return device.type == "cpu" and not recomputes and last.output._compiled_call_impl is None
 

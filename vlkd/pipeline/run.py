@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -155,7 +156,7 @@ def _trainings(plan: Plan, first: tuple[str, ...]) -> list[Work]:
     ]
 
 
-def _examinations(plan: Plan, rows: list[Candidate], splits: list[str]) -> list[Work]:
+def _examinations(plan: Plan, rows: list[Candidate], splits: Sequence[str]) -> list[Work]:
     """Of every row on every split, after the trainings of its model."""
     return [
         Work(_exam_name(row, split), partial(examine, row=row, split=split), plan.makers(*row.trained.folders.values()))
