@@ -109,3 +109,18 @@ def test_a_step_knows_the_order_in_which_it_was_drawn(settings) -> None:
 def test_a_window_at_the_end_may_be_short() -> None:
     stream = SampleStream(Recorder(), 48, seed=1, batch=6, window=3)  # 8 steps
     assert sorted(stream[position] for position in range(36, 48)) == sorted(drawn()[36:])
+
+
+def test_lengths_are_asked_for_once_though_a_loader_reads_ahead() -> None:
+    asked: list[int] = []
+
+    class Counting(Recorder):
+        def length(self, index: int) -> int:
+            asked.append(index)
+            return super().length(index)
+
+    stream = SampleStream(Counting(), 48, seed=1, batch=6, micro_batches=3)
+    for step in range(7):
+        _ = [stream[6 * step + place] for place in range(6)], stream[6 * (step + 1)]
+        stream.step_order(step)
+    assert len(asked) == 48

@@ -59,7 +59,9 @@ class SampleStream(Dataset):
         self.window = window
         self._epoch = -1
         self._order: list[int] = []
-        self._arranged: tuple[int, list[int]] = (-1, [])  # a window, and the drawn positions in their order of use
+        self._arranged: dict[
+            int, list[int]
+        ] = {}  # the two latest windows, each with its drawn positions in their order of use
 
     def __len__(self) -> int:
         return self.length
@@ -94,16 +96,19 @@ class SampleStream(Dataset):
         return self._order[place]
 
     def _arrange(self, window: int) -> list[int]:
-        """The drawn positions of a window in their order of use."""
-        if self._arranged[0] != window:
+        """The drawn positions of a window in their order of use.
+
+        Two are kept: a loader reads ahead while the step before it is still asked for.
+        """
+        if window not in self._arranged:
             size = self.batch * self.window
             positions: list[int] = list(range(window * size, min((window + 1) * size, self.length)))
             if self.is_sorted:
                 lengths = {position: self.dataset.length(self._enter(position)) for position in positions}
                 steps = self._steps(positions, lengths, window)
                 positions = [position for step in steps for position in self._cut(step, lengths)]
-            self._arranged = window, positions
-        return self._arranged[1]
+            self._arranged = dict([*self._arranged.items(), (window, positions)][-2:])
+        return self._arranged[window]
 
     def _steps(self, positions: list[int], lengths: dict[int, int], window: int) -> list[list[int]]:
         """The samples of each step."""
