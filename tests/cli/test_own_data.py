@@ -23,6 +23,8 @@ from vlkd.pipeline.imported import open_imported
 from vlkd.pipeline.workers import few_threads
 from vlkd.recipes import load_recipe
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "quick", "text.vocabulary=120", "text.answer_from=cls", "distillation.queue_size=32", "evaluation.beam=2",
     *(f"schedules.{stage}={{steps: 2, batch: 2, lr: 1.0e-3}}" for stage in (

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import fresh_process
+import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 
+@pytest.mark.slow
 def test_the_fused_attention_loss_trains_as_the_eager_one() -> None:
     finished = fresh_process.start(_run, str(EXAMPLES / "bert_attention.py"), "2", "12", "3").end()
     assert finished.returncode == 0, finished.stderr

@@ -18,6 +18,8 @@ from vlkd.pipeline.exported import ExportedModel
 from vlkd.recipes import load_recipe
 from vlkd.regions.zoo import load_detector
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs"
 STAGES = ("teacher", "adapt", "student", "teacher_captioning", "teacher_vqa", "student_captioning", "student_vqa")
 RECIPE = """

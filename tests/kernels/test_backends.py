@@ -72,6 +72,7 @@ def test_an_unknown_op_is_refused() -> None:
         explain_backend("softmax")
 
 
+@pytest.mark.slow
 def test_imports() -> None:
     """Importing loads neither kernels nor the extension; no part needs the training package or its libraries."""
     code = """

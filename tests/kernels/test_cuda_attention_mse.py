@@ -17,6 +17,8 @@ from kernel_truth import DEVICE, assert_as_good
 from test_attention_mse import MASKS, make, mask, plain
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 LOG2_E = math.log2(math.e)
 
 

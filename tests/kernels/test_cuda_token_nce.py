@@ -19,6 +19,8 @@ from torch import Tensor
 from vlkd_kernels import RingQueue
 from vlkd_kernels.token_nce import reference
 
+pytestmark = pytest.mark.slow
+
 TILE, SUMS = 128, 5  # csrc's kTile, kSums
 HALVES = (torch.bfloat16, torch.float16)
 

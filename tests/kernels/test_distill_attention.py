@@ -299,6 +299,7 @@ def test_autocast(backend: str) -> None:
         torch.testing.assert_close(value.float(), low[name].float(), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [None, *BACKENDS])
 def test_compiles_whole(backend: str | None) -> None:
     if backend is not None:

@@ -91,6 +91,7 @@ def test_an_import_that_fails_is_told(
     assert expected in reason and str(error) in reason
 
 
+@pytest.mark.slow
 def test_the_library_works_without_it() -> None:
     program = """
 import torch, vlkd_kernels as v
@@ -208,12 +209,14 @@ def build(folder: Path, **environment: str) -> tuple[subprocess.CompletedProcess
     return result, json.loads(record.read_text()) if record.exists() else {}
 
 
+@pytest.mark.slow
 def test_a_build_without_the_extension_says_so(tmp_path: Path) -> None:
     result, record = build(tmp_path, VLKD_NO_EXTENSION="1")
     assert result.returncode == 0, result.stderr
     assert record == {"torch": torch.__version__, "error": "left out by VLKD_NO_EXTENSION"}
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_does_not_fail_the_build(tmp_path: Path) -> None:
     script(tmp_path / "g++", 'case "$1" in -dump*) echo 12;; *) echo "sorry" >&2; exit 1;; esac')
     result, record = build(tmp_path, VLKD_NO_CUDA="1", CXX=str(tmp_path / "g++"))
@@ -222,6 +225,7 @@ def test_a_compiler_that_fails_does_not_fail_the_build(tmp_path: Path) -> None:
     assert not list((tmp_path / "lib").rglob("*.so"))
 
 
+@pytest.mark.slow
 def test_force_cuda_fails_rather_than_falls_back(tmp_path: Path) -> None:
     result, record = build(tmp_path, FORCE_CUDA="1", VLKD_NO_CUDA="1")
     assert result.returncode != 0 and record == {}

@@ -133,6 +133,7 @@ def test_autocast(op: str, backend: str) -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, low)[0].float(), rtol=2**-8, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", [None, *BACKENDS])
 @pytest.mark.parametrize("op", OPS)
@@ -149,6 +150,7 @@ def test_compiles_whole(op: str, backend: str | None, dynamic: bool) -> None:
     torch.testing.assert_close(torch.autograd.grad(got, x)[0], torch.autograd.grad(expected, x)[0])
 
 
+@pytest.mark.slow
 def test_attention_compiles_whole_with_inductor() -> None:
     torch._dynamo.reset()
     x, loss = student("attention_mse"), loss_of("attention_mse", None, distance="kl", is_causal=True)
@@ -157,6 +159,7 @@ def test_attention_compiles_whole_with_inductor() -> None:
     torch.testing.assert_close(torch.autograd.grad(got, x)[0], torch.autograd.grad(expected, x)[0])
 
 
+@pytest.mark.slow
 def test_compiles_whole_with_inductor_and_a_queue() -> None:
     torch._dynamo.reset()
     queues = [RingQueue(8, 6, device=DEVICE) for _ in range(2)]

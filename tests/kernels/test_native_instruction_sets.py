@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from native_cases import needs_extension
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlkd_kernels import available_backends
 from vlkd_kernels.ring_queue import native as ring
 
-pytestmark = [needs_extension, pytest.mark.usefixtures("poisoned_memory")]
+pytestmark = [pytest.mark.slow, needs_extension, pytest.mark.usefixtures("poisoned_memory")]
 
 
 class Problem(ctypes.Structure):

@@ -46,6 +46,7 @@ def drawn(
     return rows, mask, torch.randint(-1, 50, (count,), generator=generator) if with_ids else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=1500, deadline=None)
 @given(

@@ -17,7 +17,10 @@ from vlkd_kernels import RingQueue
 SIZE, ROWS, WIDTH, STEPS = 11, 6, 8, 5  # of the queue; of a process and step
 DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed"),
+]
 
 
 def drawn(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

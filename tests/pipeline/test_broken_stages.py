@@ -35,6 +35,8 @@ from vlkd.regions.detectors import to_tensors
 from vlkd.training import StageData, distill, finetune, pretrain, train_stage
 from vlkd_kernels import RingQueue
 
+pytestmark = pytest.mark.slow
+
 STEPS = "{{steps: {}, batch: 16, lr: {}, warmup: 0.1, log_every: 20}}"
 SETTINGS = [
     "world.train=200",

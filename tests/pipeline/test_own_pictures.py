@@ -31,6 +31,8 @@ from vlkd.regions.two_stage import UNNAMED, TwoStageDetector
 from vlkd.regions.zoo import coco_classes, detector_names, load_detector
 from vlkd.scenes import CLASSES, Picture, make_picture
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CLASS_NAMES = ("cat", UNNAMED, "dog")
 PART = 3

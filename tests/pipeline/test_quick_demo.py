@@ -15,6 +15,8 @@ from vlkd.pipeline import run_method
 from vlkd.recipes import load_recipe
 from vlkd.report.repetition import RepeatedDifference, Repetition
 
+pytestmark = pytest.mark.slow
+
 ROWS = ["teacher", "teacher, not adapted", "adapted teacher", "student", "distilled student"]
 
 

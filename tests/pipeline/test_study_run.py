@@ -11,6 +11,8 @@ import pytest
 from vlkd.recipes import load_recipe
 from vlkd.study import load_study, run_study
 
+pytestmark = pytest.mark.slow
+
 SHORT = [f"schedules.{stage}.steps=3" for stage in type(load_recipe("quick").schedules).model_fields]
 ROWS = f"""
 name: mine

@@ -132,6 +132,7 @@ def test_the_stage_with_the_longest_way_behind_it_comes_first(tmp_path: Path) ->
     assert names.index("adapted/vqa") < names.index("teacher/vqa") < names.index("student/captioning")
 
 
+@pytest.mark.slow
 def test_trained_bits_do_not_depend_on_the_number_of_processes(quick_run, recipe, tmp_path: Path) -> None:
     """The shared quick run used as many processes as there are cores; here is one."""
     for name in ("regions", "tokenizer"):

@@ -17,6 +17,8 @@ from fresh_process import Finished
 from safetensors.torch import load_file
 from torch.distributed import run as torchrun
 
+pytestmark = pytest.mark.slow
+
 # A step and who dies in it: before any checkpoint, right behind one, and between one and the end.
 ALONE = [2, 4, 8]
 

@@ -142,6 +142,7 @@ def test_dropout_is_at_work_in_the_comparison_above(build: Callable[..., MethodT
 # torch.compile
 
 
+@pytest.mark.slow
 def test_compiled_layers_train_the_same(build: Callable[..., MethodTrainer], monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced, split in forward and backward and run, with dropout and recomputed activations; no code is generated."""
     compile_module, compiled = nn.Module.compile, []

@@ -30,6 +30,7 @@ SCHEDULE = Schedule(steps=4, batch=16, accumulation=2, lr=1e-4, save_every=2, lo
 TRAINING_STEP = MethodTrainer.training_step
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="compares with a run on the CPU"),
 ]
