@@ -272,7 +272,7 @@ def _weights_file(folder: Path) -> Path:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by their names there. Nothing that a pickle would run is run."""
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
         # Files of torch before 1.6 are no archives and cannot be mapped.
         tensors = torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))

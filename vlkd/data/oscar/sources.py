@@ -73,7 +73,7 @@ class Sources:
 def _from_yaml(sources: Sources, name: str, tags: str) -> Sources:
     """Replace a YAML by the files that it names, which stand beside it."""
     path: Path | None = getattr(sources, name)
-    if path is None or path.suffix not in (".yaml", ".yml"):
+    if path is None or path.suffix.lower() not in (".yaml", ".yml"):
         return sources
     require_text(path)
     try:
