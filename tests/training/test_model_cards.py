@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiny_store import save_model as save
 from vlkd.data import tokenizer_fingerprint
 from vlkd.errors import VlkdError
 from vlkd.models import Layout, ModelCard, read_card
+from vlkd.pipeline import run_method
 from vlkd.recipes import Recipe
 from vlkd.regions.identity import DetectorIdentity
 from vlkd.training import Stage, StageData, adapt, distill, finetune, pretrain, train_stage
@@ -178,6 +180,28 @@ def test_a_misaligned_student_is_taught_by_a_teacher_of_its_own_regions(data, re
     stage = distill(recipe, tmp_path / "adapt", view="misaligned")
     with pytest.raises(VlkdError, match="was trained on the student's boxes, but here it would read the teacher's own"):
         check_models(recipe, stage, data.inputs(recipe, stage))
+
+
+def test_a_student_has_no_view_of_the_teachers_regions(recipe) -> None:
+    with pytest.raises(VlkdError, match="trains a student, which reads its own detector's boxes"):
+        finetune(recipe, "vqa", "student", NOWHERE, view="own")
+
+
+def test_a_method_starts_from_a_teacher_of_its_data(data, recipe, tmp_path, monkeypatch) -> None:
+    """Refused before a folder is made and before hours of training."""
+    both = dict.fromkeys(("train", "test"), data.corpora["train"])
+    monkeypatch.setattr("vlkd.pipeline.workshop.Workshop.data", replace(data, corpora=both))
+    for number, (changes, refused) in enumerate((
+        ({"role": "student"}, "is a student, but a teacher"),
+        ({"task": "captioning"}, "captions pictures, but one that is pre-trained"),
+        ({"tokenizer": "other"}, "with a tokenizer of"),
+        ({"features": OTHER}, "features of the detector 'other'"),
+        ({"layout": layout(caption=20)}, "tags begin at position 20"),
+    )):  # fmt: skip
+        start = save(tmp_path / str(number), card_of(recipe, data, "pretrain", **changes))
+        with pytest.raises(VlkdError, match=refused):
+            run_method(recipe, tmp_path / "run", imported=tmp_path, start=start)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_model_without_a_card_is_refused_with_what_to_do(data, recipe, tmp_path) -> None:

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from vlkd.errors import VlkdError
 from vlkd.locks import locked
-from vlkd.models import read_card
-from vlkd.models.card import check_is
+from vlkd.models import Layout, read_card
+from vlkd.models.card import check_is, check_start
 from vlkd.pipeline.examine import SPLITS, Candidate, candidates, examine
 from vlkd.pipeline.forecast import forecast
 from vlkd.pipeline.imported import check_images
@@ -70,14 +70,19 @@ def run_method(
         )
     workshop = Workshop(recipe, folder, imported, images)
     settings, fingerprint = recipe.settings(), ""
+    unfinished = not Run(folder).finished
     if start is not None:
-        check_is(read_card(start), start, task="pretraining", role="teacher")
+        if unfinished:
+            check_is(read_card(start), start, task="pretraining", role="teacher")
         settings["start_weights"] = weights_hash(start)
     if imported is not None:
         fingerprint = workshop.data.fingerprint
         _tasks(workshop.data)  # data that lack something are refused before a folder is made
         if images is not None:
             check_images(images, workshop.data)
+        if start is not None and unfinished:
+            layout = Layout.of(recipe.text)
+            check_start(read_card(start), start, "pretraining", "teacher", workshop.data.identity, layout)
     with locked(folder) if state.is_main_process else nullcontext():
         with state.main_process_first():
             run = Run(folder)

@@ -38,7 +38,7 @@ class Stage:
         share: the part of the training pictures that it learns from, see :meth:`vlkd.data.Corpus.share`.
 
     Raises:
-        VlkdError: the view ``misaligned`` without a student and its teacher, or a share outside (0, 1].
+        VlkdError: the view ``misaligned`` without a student and its teacher, the view ``own`` with a student, or a share outside (0, 1].
     """
 
     name: str
@@ -55,6 +55,11 @@ class Stage:
             raise VlkdError(
                 f"The view 'misaligned' compares a student with a teacher that reads its own regions, but '{self.name}' trains "
                 f"a {self.role} {'with' if self.teacher else 'without'} a teacher: choose the view 'paired' or 'own', or distil."
+            )
+        if self.view == "own" and self.role == "student":
+            raise VlkdError(
+                f"The view 'own' is of the teacher's regions, but '{self.name}' trains a student, which reads its own detector's boxes: "
+                "choose the view 'paired'."
             )
         if not 0 < self.share <= 1:
             raise VlkdError(
