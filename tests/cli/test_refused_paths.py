@@ -14,27 +14,28 @@ from safetensors import SafetensorError
 
 from vlkd.cli import main
 from vlkd.cli.os_errors import sentence
+from vlkd.data import train_tokenizer
 from vlkd.data.oscar import import_oscar
-from vlkd.models import build_encoder
+from vlkd.models import Layout, ModelCard, build_encoder
 from vlkd.recipes import Encoder, load_recipe
 from vlkd.training import StageData
 
 # Only what comes before the first write is reached, so nothing here is ever trained.
 TRAINS = {
     "pretrain": ("pretrain", "quick"),
-    "adapt": ("adapt", "quick", "--start", "MODEL"),
-    "distill": ("distill", "quick", "--teacher", "MODEL"),
-    "finetune": ("finetune", "quick", "--task", "captioning", "--start", "MODEL"),
-    "evaluate": ("evaluate", "quick", "--task", "captioning", "--model", "MODEL"),
+    "adapt": ("adapt", "quick", "--start", "TEACHER"),
+    "distill": ("distill", "quick", "--teacher", "TEACHER"),
+    "finetune": ("finetune", "quick", "--task", "captioning", "--start", "STUDENT"),
+    "evaluate": ("evaluate", "CAPTIONER"),
     "run": ("run", "quick"),
 }
 COMMANDS = {
     **{name: (*command, "--data", "DATA", "--out", "OUT") for name, command in TRAINS.items()},
-    "export": ("export", "quick", "--task", "captioning", "--model", "MODEL", "--data", "DATA", "--out", "OUT"),
+    "export": ("export", "CAPTIONER", "--data", "DATA", "--out", "OUT"),
     "demo": ("demo", "--quick", "--out", "OUT"),
     "study": ("study", "ablations", "--rows", "student", "--seeds", "1", "--out", "OUT"),
     "render": ("render", "OUT", "--count", "1"),
-    "checkpoint": ("checkpoint", "MODEL", "OUT"),
+    "checkpoint": ("checkpoint", "STUDENT", "OUT"),
     "data import": ("data", "import", "OUT", "--student", "FILES/student.feature.tsv", "--teacher", "FILES/teacher.feature.tsv"),
     "regions": (
         "regions", "--images", "PICTURES", "--student", "demo-student", "--teacher", "demo-teacher", "--out", "OUT",
@@ -44,17 +45,24 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Imported data, a model that nobody trained, files to import, and a picture."""
+    """Imported data, models that nobody trained, files to import, and a picture."""
     folder = tmp_path_factory.mktemp("there")
     (folder / "files").mkdir()
     sources = write_all(folder / "files", "extractor")
     import_oscar(sources, folder / "data", split="train")
     (folder / "data" / "test.json").write_bytes((folder / "data" / "train.json").read_bytes())
     StageData.open(folder / "data", load_recipe("quick"))  # whose tokenizer is made the first time
-    build_encoder(Encoder(layers=1, width=8, heads=1, ffn=8), 11, 100).save_pretrained(folder / "model")
+    layout = Layout(caption=24, question=20, tags=16, answer_from="cls")
+    for name, task in (("teacher", "pretraining"), ("student", "pretraining"), ("captioner", "captioning")):
+        model = build_encoder(Encoder(layers=1, width=8, heads=1, ffn=8), 11, 100)
+        role = "teacher" if name == "teacher" else "student"
+        facts = {"task": task, "role": role, "view": "paired", "stage": "by hand", "region_dim": 11}
+        model.config.card = ModelCard(**facts, layout=layout if task == "captioning" else None).entry()
+        model.save_pretrained(folder / name)
     call(["render", str(folder / "pictures"), "--count", "1"])
     return {
-        "DATA": folder / "data", "MODEL": folder / "model", "FILES": folder / "files", "PICTURES": folder / "pictures",
+        "DATA": folder / "data", "FILES": folder / "files", "PICTURES": folder / "pictures",
+        **{name.upper(): folder / name for name in ("teacher", "student", "captioner")},
     }  # fmt: skip
 
 
@@ -151,7 +159,7 @@ def test_a_disk_that_fills_up_while_a_model_is_written(name: str, there, tmp_pat
         "vlkd.models.load_oscar",
         lambda *_, **__: (build_encoder(Encoder(layers=1, width=8, heads=1, ffn=8), 11, 100), ""),
     )
-    monkeypatch.setattr("vlkd.models.load_oscar_tokenizer", lambda *_: None)
+    monkeypatch.setattr("vlkd.models.load_oscar_tokenizer", lambda *_: train_tokenizer(["a star"], 64))
     monkeypatch.setattr(
         "vlkd.evaluation.export.load_model",
         lambda *_, **__: build_encoder(Encoder(layers=1, width=8, heads=1, ffn=8), 11, 100),

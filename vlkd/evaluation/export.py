@@ -43,8 +43,8 @@ def export_model(model: Path, out: Path, data: StageData, precision: Precision =
     card.recipe(model)  # knows its budgets
     if out.exists():
         raise VlkdError(f"'{out}' exists already: choose another folder for the model, or delete it first.")
-    loaded = load_model(MODELS[task], model).to(getattr(torch, precision))
     with whole_folder(out) as unfinished:
+        loaded = load_model(MODELS[task], model).to(getattr(torch, precision))
         loaded.save_pretrained(unfinished)
         data.tokenizer.save_pretrained(unfinished)
         if task == "vqa":
