@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oscar_files import ANSWERS, KEYS, write_all
+from oscar_files import ANSWERS, KEYS, encoded, write_all
+from other_forms import CLASSES, lxmert_row, write_rows
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -308,6 +309,24 @@ def test_validation_that_fails_has_status_1(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["data", "validate", "--own", str(sources.own)])
     assert result.exit_code == 1 and "error: " in result.output and "1 errors" in result.output
     assert CliRunner().invoke(app, ["data", "index", str(sources.own)]).output.strip().endswith("own.feature.lineidx")
+
+
+def test_lxmert_files_by_commands(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "own.tsv", [lxmert_row(key) for key in KEYS])
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    files = ["--own", path, "--own-classes", tmp_path / "names.txt"]
+    assert "0 errors, 1 notes" in vlkd("data", "validate", *files)
+    assert "3 pictures" in vlkd("data", "import", tmp_path / "data", *files)
+    rows = path.read_text().replace(lxmert_row("7")["features"], encoded(np.full((5, 7), 7e4)))
+    path.write_text(rows)
+    with pytest.raises(
+        VlkdError, match=r"line 2, key '7': number 0 of region 0 .* is 70000, beyond float16's 65504.*--dtype"
+    ):
+        vlkd("data", "import", tmp_path / "other", *files)
+    result = CliRunner().invoke(app, ["data", "validate", *map(str, files)])
+    assert result.exit_code == 1 and "is 70000, beyond float16" in result.output
+    assert "0 errors" in vlkd("data", "validate", *files, "--dtype", "float32")
+    assert "3 pictures" in vlkd("data", "import", tmp_path / "other", *files, "--dtype", "float32")
 
 
 def test_result_files_are_scored_as_coco_and_vqa_do() -> None:

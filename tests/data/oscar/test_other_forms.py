@@ -51,6 +51,19 @@ def test_class_numbers_without_names_are_a_note(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "own.tsv", [lxmert_row(key) for key in KEYS])
     notes = [finding for finding in validate(Sources(own=path)) if "class numbers" in finding.problem]
     assert [note.fatal for note in notes] == [False] and "--own-classes" in notes[0].problem
+    told: list[str] = []
+    store = import_oscar(Sources(own=path), tmp_path / "data", tell=told.append).store
+    assert told == [f"note: {notes[0].problem}"] and store.tags(KEYS, "own") == [()] * 3
+
+
+def test_an_import_tells_a_few_notes(tmp_path: Path) -> None:
+    path = write_features(tmp_path / "own.tsv", of_own())
+    tags = tmp_path / "own.label.tsv"
+    tags.write_text("".join(f'{key}\t[{{"class": "dog"}}]\n' for key in (*KEYS, *range(200, 206))))
+    told: list[str] = []
+    import_oscar(Sources(own=path, own_tags=tags), tmp_path / "data", tell=told.append)
+    assert len(told) == 4 and "key '200': tags, but no features" in told[0]
+    assert told[-1] == "3 more notes: `vlkd data validate` lists them."
 
 
 def test_student_and_teacher_in_two_forms(tmp_path: Path) -> None:

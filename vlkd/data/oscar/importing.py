@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -25,6 +26,7 @@ from vlkd.runs import write_atomically
 
 PICTURES_A_PART = 512
 _OF = "sources.json"
+_NOTES = 3  # that are told before an import begins
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def import_oscar(
     folder = Path(folder)
     sources = sources.resolved()
     corpus, answers, tags = read_texts(sources, split)
-    pictures = _open(sources, tags, dtype)
+    pictures = _open(sources, tags, dtype, tell)
     if corpus is not None:
         corpus = matched(corpus, pictures.keys, sources)
         check_new(new_texts(corpus, answers, sources, least), folder)
@@ -92,11 +94,15 @@ def import_oscar(
     return Imported(store, corpus, answers)
 
 
-def _open(sources: Sources, tags: dict[str, tuple[str, ...]], dtype: FeatureType) -> Pictures:
+def _open(sources: Sources, tags: dict[str, tuple[str, ...]], dtype: FeatureType, tell: Tell) -> Pictures:
     pictures = Pictures(sources, tags, dtype)
     for finding in pictures.findings:
         if finding.fatal:
             raise VlkdError(finding.problem)
+    for finding in pictures.findings[:_NOTES]:
+        tell(f"note: {finding.problem}")
+    if len(pictures.findings) > _NOTES:
+        tell(f"{len(pictures.findings) - _NOTES} more notes: `vlkd data validate` lists them.")
     return pictures
 
 
@@ -116,9 +122,10 @@ def _write_parts(
                 pass
         return
     keys = [key for _, block in missing for key in block]
-    records = (pictures.record(key) for key in track(keys, "pictures"))
-    for number, block in missing:
-        write_part(parts / part_name(number), islice(records, len(block)), dtype)
+    with closing(track(keys, "pictures")) as shown:  # a mistake ends the bar before its sentence is printed
+        records = map(pictures.record, shown)
+        for number, block in missing:
+            write_part(parts / part_name(number), islice(records, len(block)), dtype)
 
 
 _process: list[tuple[Pictures, FeatureType]] = []  # what a process of `jobs` has opened, once for all of its parts
