@@ -20,6 +20,8 @@ from vlkd.models import Layout, ModelCard, build_encoder
 from vlkd.recipes import Encoder, load_recipe
 from vlkd.training import StageData
 
+pytestmark = pytest.mark.slow
+
 # Only what comes before the first write is reached, so nothing here is ever trained.
 TRAINS = {
     "pretrain": ("pretrain", "quick"),

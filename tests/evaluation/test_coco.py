@@ -97,6 +97,7 @@ def test_a_subset_is_scored_as_coco_scores_it(official_tokens, tmp_path):
     assert_official(evaluate_captions_file(some_results(tmp_path), ANNOTATIONS, subset=True), OFFICIAL["subset"])
 
 
+@pytest.mark.slow
 @needs_java
 def test_meteor_is_that_of_coco(tmp_path):
     with JavaMetrics(["METEOR"]) as java:

@@ -24,6 +24,8 @@ from vlkd.regions.zoo import load_detector
 from vlkd.runs import Run
 from vlkd.scenes import make_picture
 
+pytestmark = pytest.mark.slow
+
 DIM = 128 + 6  # of demo-student
 ANSWERS = AnswerVocabulary(["red", "blue"])
 LAYOUT = Layout(caption=12, question=10, tags=6, answer_from="cls")

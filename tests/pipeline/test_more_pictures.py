@@ -25,6 +25,8 @@ from vlkd.regions.paired import RegionRecord
 from vlkd.regions.picture_folder import find_pictures
 from vlkd.regions.zoo import load_detector
 
+pytestmark = pytest.mark.slow
+
 PART = 4
 
 

@@ -6,10 +6,13 @@ import random
 import re
 from itertools import pairwise
 
+import pytest
 from pycocoevalcap.cider.cider import Cider
 from scene_oracle import caption_holds, things_of
 
 from vlkd.scenes import Picture
+
+pytestmark = pytest.mark.slow
 
 
 def test_everything_a_caption_says_is_true(pictures):

@@ -20,6 +20,8 @@ from vlkd.regions.identity import DetectorIdentity
 from vlkd.training import Stage, StageData, adapt, distill, finetune, pretrain, train_stage
 from vlkd.training.cards import check_models, stage_card
 
+pytestmark = pytest.mark.slow
+
 LIGHT = DetectorIdentity(name="light", fingerprint="aa", score_threshold=0.2, max_regions=10)
 STRONG = DetectorIdentity(name="strong", fingerprint="bb", score_threshold=0.2, max_regions=10)
 OTHER = DetectorIdentity(name="other", fingerprint="cc", score_threshold=0.2, max_regions=10)

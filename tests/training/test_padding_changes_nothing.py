@@ -17,6 +17,8 @@ from vlkd.recipes import Recipe
 from vlkd.training import Stage, StageData
 from vlkd.training.run import METRICS, build_trainer
 
+pytestmark = pytest.mark.slow
+
 MODELS = {"pretraining": VLForPreTraining, "captioning": VLForCaptioning, "vqa": VLForVQA}
 PICTURES = 12
 

@@ -19,6 +19,8 @@ from vlkd.regions.identity import DetectorIdentity
 from vlkd.training import StageData
 from vlkd.training.cards import complete_card
 
+pytestmark = pytest.mark.slow
+
 LIGHT = DetectorIdentity(name="light", fingerprint="aa", score_threshold=0.2, max_regions=10)
 STRONG = DetectorIdentity(name="strong", fingerprint="bb", score_threshold=0.2, max_regions=10)
 LAYOUT = Layout(caption=12, question=10, tags=6, answer_from="cls")
