@@ -130,6 +130,10 @@ def test_an_oscar_yaml_names_the_files(tmp_path: Path) -> None:
     assert imported.store.tags(["42"], "own") == [("tag0", "tag1", "tag2")]
     with pytest.raises(VlkdError, match="--student is given without --teacher"):
         import_oscar(replace(sources, teacher=None), tmp_path / "other")
+    with pytest.raises(VlkdError, match="--tags is given without --student, to whose features it belongs"):
+        import_oscar(replace(sources, student=None, teacher=None), tmp_path / "other")
+    with pytest.raises(VlkdError, match="--own-classes is given without --own,"):
+        import_oscar(replace(sources, own=None, own_tags=None, own_classes=tmp_path / "a"), tmp_path / "other")
     with pytest.raises(VlkdError, match="There are no features"):
         import_oscar(Sources(), tmp_path / "other")
     with pytest.raises(VlkdError, match="has numbers for answers: give --answers too"):
@@ -162,7 +166,7 @@ def test_a_stopped_import_goes_on_with_the_parts_that_are_missing(jobs: int, tmp
     first = (unfinished / "part-00000.arrow").stat().st_mtime_ns
     assert not (tmp_path / "data" / "store").exists()
     with pytest.raises(VlkdError, match="unfinished import of other files"):
-        import_oscar(replace(sources, own=None), tmp_path / "data")
+        import_oscar(replace(sources, own=None, own_tags=None), tmp_path / "data")
     monkeypatch.setattr(vlkd.data.oscar.importing, "write_part", original)
     store = import_oscar(sources, tmp_path / "data", jobs=jobs).store
     assert (store.folder / "part-00000.arrow").stat().st_mtime_ns == first

@@ -57,6 +57,12 @@ class Sources:
             )
         if found.student is None and found.own is None:
             raise VlkdError("There are no features: give --student and --teacher, or --own, or all three.")
+        for option, side in (("tags", "student"), ("own_tags", "own"), ("classes", "student"), ("own_classes", "own")):
+            if getattr(found, option) is not None and getattr(found, side) is None:
+                raise VlkdError(
+                    f"--{option.replace('_', '-')} is given without --{side}, to whose features it belongs: give these too, or leave it "
+                    "out."
+                )
         return found
 
     def files(self) -> list[Path]:
