@@ -119,11 +119,8 @@ def _safetensors(path: Path) -> Loaded:
 
 def _rows(value: Any, place: str) -> np.ndarray:
     """A tensor or an array as [n, D + 6] of a floating type."""
-    import torch
-
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized:
-        value = value.detach()
-        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if not isinstance(value, np.ndarray):
+        value = _of_tensor(value)
     if not isinstance(value, np.ndarray):
         raise VlkdError(f"{place}: {_kind(value)} came, but one tensor [n, D + 6] is expected.")
     if value.ndim == 3 and value.shape[0] == 1:
@@ -135,6 +132,16 @@ def _rows(value: Any, place: str) -> np.ndarray:
     if value.dtype.kind != "f":
         raise VlkdError(f"{place}: numbers of {value.dtype} came, but floating-point numbers are expected.")
     return value
+
+
+def _of_tensor(value: Any) -> Any:
+    """A plain tensor as an array; whatever else as it is."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
+        return value
+    value = value.detach()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
 def _reason(error: Exception) -> str:
