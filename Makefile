@@ -26,7 +26,7 @@ help:
 	@echo 'make install   only make $(VENV) and install, at the versions of constraints.txt; LATEST=1: at the newest'
 	@echo 'make constraints write the versions of $(VENV) to constraints.txt, after a whole green run'
 	@echo 'make bench     each op against eager and torch.compile, then the table of figures'
-	@echo 'make bench-step the whole distillation step: our losses, eager ones, none'
+	@echo 'make bench-step the whole distillation step: ours, ours padded, eager padded, none'
 	@echo 'make bench-gpu builds, tests and measures everything that needs a GPU, in eight minutes'
 	@echo 'make lint      ruff and pyright'
 	@echo 'make clean     remove build outputs and the environment'

@@ -1,12 +1,12 @@
 """Who takes part in `distillation_step`: one optimizer step of the student, with our losses, with eager ones, and without.
 
-Shapes: B samples, T text and tag tokens, R regions, L = T + R tokens, H heads, E the teacher's width, K queue rows, N tokens that count.
+Shapes: B samples of a micro-batch, L tokens, H heads, E the teacher's width, K queue rows, N tokens that count.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from vlkd.data import IGNORED
+from benchmarks.distillation_samples import RandomSamples, StepBatches
 from vlkd.models import build_encoder, capture_attention
-from vlkd.objectives import Term, rows_counted
+from vlkd.objectives import Term
 from vlkd.recipes import Recipe, load_recipe
 from vlkd.regions.paired import GEOMETRY_DIM
 from vlkd.training.feed import QueueFeed
@@ -26,29 +26,66 @@ from vlkd.training.teaching import Teacher
 from vlkd.training.trained import Forward, Trained
 from vlkd_kernels import RingQueue
 
-NAMES = ("vlkd", "eager", "teacher forward, no distillation", "student alone")
+PADDED = "vlkd, padded"  # what padding is counted from
+BASE = "teacher forward, no distillation"  # what the overhead is counted from
 PARTS = ("student", "teacher", "losses", "backward", "optimizer", "enqueue")
 SEED = 0
 Part = Callable[[str], AbstractContextManager[object]]
 Capture = Callable[[nn.Module, Sequence[int]], AbstractContextManager[Any]]
 
 
+class Contender(NamedTuple):
+    """What sets one apart.
+
+    Attributes:
+        taught: the teacher's forward runs.
+        distils: its states are compared with the student's.
+        eager: by plain PyTorch.
+        padded: one batch as long as the budgets, else micro-batches as long as their longest row.
+    """
+
+    taught: bool = True
+    distils: bool = True
+    eager: bool = False
+    padded: bool = False
+
+
+CONTENDERS = {
+    "vlkd": Contender(),
+    PADDED: Contender(padded=True),
+    "eager, padded": Contender(eager=True, padded=True),
+    BASE: Contender(distils=False),
+    "student alone": Contender(distils=False, taught=False),
+}
+NAMES = tuple(CONTENDERS)
+
+
 class Case(NamedTuple):
     """What is trained: the paper's recipe with overrides, without dropout, so that every contender computes the same.
 
     Attributes:
+        batch: samples of a step.
+        micro_batches: how many a step is cut into, by length; where all is padded it is not cut.
         every_layer: all layers' attention is compared, not the last one's alone.
     """
 
     batch: int
+    micro_batches: int
     dtype: torch.dtype = torch.float32
     overrides: tuple[str, ...] = ()
     contenders: tuple[str, ...] = NAMES
     every_layer: bool = False
 
-    def recipe(self) -> Recipe:
-        settings = ("teacher.dropout=0", "student.dropout=0", f"schedules.student.batch={self.batch}")
-        return load_recipe("paper/distillvlm", (*self.overrides, *settings, "schedules.student.accumulation=1"))
+    def recipe(self, micro_batches: int | None = None) -> Recipe:
+        """Of a step in so many micro-batches, the case's by default."""
+        accumulation = self.micro_batches if micro_batches is None else micro_batches
+        schedule = (f"schedules.student.batch={self.batch}", f"schedules.student.accumulation={accumulation}")
+        still = ("teacher.dropout=0", "student.dropout=0")
+        return load_recipe("paper/distillvlm", (*self.overrides, *still, *schedule))
+
+    def parts(self, contender: str) -> int:
+        """Micro-batches of a step of a contender."""
+        return 1 if CONTENDERS[contender].padded else self.micro_batches
 
 
 class EagerMethod(Method):
@@ -92,10 +129,11 @@ def untimed(_part: str) -> AbstractContextManager[object]:
 
 
 class Step:
-    """One optimizer step on one batch, of other pictures each time, as `vlkd.training` does it.
+    """One optimizer step on the same samples, of other pictures each time, as `vlkd.training` does it.
 
     Args:
-        trained: on the batch's device.
+        trained: on the samples' device.
+        samples: its micro-batches.
         layers: whose attention is compared, the last one first.
         capture: how the attention of these layers is had from a model.
         dtype: of autocast; float32 is without.
@@ -110,32 +148,73 @@ class Step:
         trained: Trained,
         teacher: Teacher | None,
         method: Method,
-        batch: dict[str, Tensor],
+        samples: StepBatches,
         *,
         layers: Sequence[int] = (),
         capture: Capture = capture_attention,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        schedule, queue = recipe.schedules.student, method.queue
+        schedule, settings, queue = recipe.schedules.student, recipe.distillation, method.queue
         self.trained, self.teacher, self.method, self.dtype = trained.train(), teacher, method, dtype
         self.layers, self._capture = layers, capture
-        self._of_layer = type(method)({"attention": recipe.distillation.alpha}, method.heads, method.distillation)
-        self._batch, self._clip, self.done = batch, schedule.clip, 0
-        self._feed = QueueFeed(queue, recipe.distillation.queue_tokens, SEED) if queue is not None else None
+        self._of_layer = type(method)({"attention": settings.alpha}, method.heads, method.distillation)
+        self.samples, self._clip, self.done = samples, schedule.clip, 0
+        self._feed = QueueFeed(queue, settings.queue_tokens, SEED, samples.max_length) if queue is not None else None
         parameters = list(trained.parameters())
         self.optimizer = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
-        counts = rows_counted(batch, tuple(method.weights), method.heads)
+        counts = torch.stack([method.rows_counted(batch) for batch in samples.batches]).sum(0)
         self._counts = dict(zip(method.weights, counts, strict=True))
 
     def __call__(self, part: Part = untimed) -> dict[str, Tensor]:
         """The mean of every term before the step."""
-        means, teacher = self.backward(part)
-        self.update(teacher, part)
+        means, taught = self.backward(part)
+        self.update(taught, part)
         return means
 
-    def forward(self, part: Part = untimed) -> tuple[dict[str, Tensor], Forward | None]:
-        """The mean of every term, and what the teacher said."""
-        batch, device = self.batch, self._batch["input_ids"].device.type
+    def forward(self) -> dict[str, Tensor]:
+        """The mean of every term over the whole step, without a gradient."""
+        with torch.no_grad():
+            return _sums(self._terms(batch, untimed)[0] for batch in self.batches())
+
+    def backward(self, part: Part = untimed) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The same; the student's gradients are there. And the teacher's last hidden state of each micro-batch."""
+        weights, found, taught = self.method.weights, [], []
+        for batch in self.batches():
+            terms, teacher = self._terms(batch, part)
+            with part("backward"):
+                torch.stack([weights[_kind(name)] * term for name, term in terms.items()]).sum().backward()
+            found.append({name: term.detach() for name, term in terms.items()})
+            taught += [] if teacher is None else [teacher.hidden]
+        return _sums(found), taught
+
+    def update(self, taught: Sequence[Tensor], part: Part = untimed) -> None:
+        """Clip, AdamW, and into the queue what the teacher said."""
+        with part("optimizer"):
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self._clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if self._feed is not None:
+            with part("enqueue"):
+                for hidden, batch in zip(taught, self.batches(), strict=True):
+                    self._feed.collect(hidden, batch["distill_mask"], batch["picture_ids"])
+                self._feed.enqueue(self.done, self.samples.order)
+        self.done += 1
+
+    def batches(self) -> list[dict[str, Tensor]]:
+        """The same numbers of new pictures, so that the queue never fills with the step's own."""
+        # The ids are hashes: whatever is done to their low bits makes them those of other pictures.
+        return [batch | {"picture_ids": batch["picture_ids"] ^ self.done} for batch in self.samples.batches]
+
+    def held(self) -> int:
+        """Bytes of what stays from step to step: weights, AdamW's moments, queue."""
+        states = [x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+        teacher = () if self.teacher is None else self.teacher.model.parameters()
+        queue = () if self.method.queue is None else self.method.queue.buffers()
+        return sum(x.nbytes for x in (*self.trained.parameters(), *teacher, *queue, *states))
+
+    def _terms(self, batch: dict[str, Tensor], part: Part) -> tuple[dict[str, Tensor], Forward | None]:
+        """What a micro-batch adds to the mean of every term, and what the teacher said."""
+        device = self.samples.batches[0]["input_ids"].device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             with self._captured(self.trained) as of_student, part("student"):
                 student = self.trained(batch)
@@ -144,42 +223,7 @@ class Step:
                 with self._captured(self.teacher.model) as of_teacher, part("teacher"):
                     teacher = self.teacher(batch)
             with part("losses"):
-                means = self._means(student, teacher, batch, of_student, of_teacher)
-        return means, teacher
-
-    def backward(self, part: Part = untimed) -> tuple[dict[str, Tensor], Forward | None]:
-        """The same; the student's gradients are there."""
-        means, teacher = self.forward(part)
-        weights = self.method.weights
-        with part("backward"):
-            loss = torch.stack([weights[_kind(name)] * mean for name, mean in means.items()]).sum()
-            loss.backward()
-        return {name: mean.detach() for name, mean in means.items()}, teacher
-
-    def update(self, teacher: Forward | None, part: Part = untimed) -> None:
-        """Clip, AdamW, and into the queue what the teacher said."""
-        with part("optimizer"):
-            nn.utils.clip_grad_norm_(self.trained.parameters(), self._clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        if self._feed is not None and teacher is not None:
-            with part("enqueue"):
-                self._feed.collect(teacher.hidden, self._batch["distill_mask"], self.batch["picture_ids"])
-                self._feed.enqueue(self.done)
-        self.done += 1
-
-    @property
-    def batch(self) -> dict[str, Tensor]:
-        """The same numbers of new pictures, so that the queue never fills with the batch's own."""
-        ids = self._batch["picture_ids"]
-        return self._batch | {"picture_ids": ids + self.done * len(ids)}
-
-    def held(self) -> int:
-        """Bytes of what stays from step to step: weights, AdamW's moments, queue."""
-        states = [x for state in self.optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
-        teacher = () if self.teacher is None else self.teacher.model.parameters()
-        queue = () if self.method.queue is None else self.method.queue.buffers()
-        return sum(x.nbytes for x in (*self.trained.parameters(), *teacher, *queue, *states))
+                return self._means(student, teacher, batch, of_student, of_teacher), teacher
 
     def _captured(self, model: nn.Module) -> AbstractContextManager[Any]:
         return self._capture(model, self.layers) if self.layers else nullcontext()
@@ -195,15 +239,23 @@ class Step:
         return {name: term.sum / self._counts[_kind(name)] for name, term in terms.items()}
 
 
+def _sums(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Term by term, of all micro-batches."""
+    first, *others = parts
+    return {name: sum((other[name] for other in others), term) for name, term in first.items()}
+
+
 def _kind(term: str) -> str:
     """`attention` of `attention 3`."""
     return term.split(" ")[0]
 
 
 def contenders(case: Case, device: str) -> dict[str, Step]:
-    """Steps of the same weights and the same batch; each has a student and a queue of its own."""
+    """Steps of the same weights and the same samples; each has a student and a queue of its own."""
     recipe = case.recipe()
-    batch = random_batch(recipe, device)
+    samples = RandomSamples(recipe, SEED)
+    cut = samples.batches("longest", case.micro_batches).to(device)
+    padded = samples.batches("max_length", 1).to(device)
     torch.manual_seed(SEED)
     student_dim, teacher_dim = (
         getattr(recipe.detectors, role).feature_dim + GEOMETRY_DIM for role in ("student", "teacher")
@@ -213,22 +265,23 @@ def contenders(case: Case, device: str) -> dict[str, Step]:
     layers = [-1, *range(recipe.student.layers - 1)] if case.every_layer else [-1]
     result = {}
     for name in case.contenders:
-        distils, eager = name in ("vlkd", "eager"), name == "eager"
-        own, teacher = copy.deepcopy(student), None if name == "student alone" else frozen
-        if eager:
+        of = CONTENDERS[name]
+        own, teacher = copy.deepcopy(student), frozen if of.taught else None
+        if of.eager:
             teacher = Teacher(copy.deepcopy(frozen.model), torch.device(device), False)
             for model in (own, teacher.model):
                 model.set_attn_implementation("eager")
         torch.manual_seed(SEED)  # the projection and the queue
-        trained = Trained(own, "student", recipe.teacher.width if distils else None, attends=name == "vlkd").to(device)
+        width = recipe.teacher.width if of.distils else None
+        trained = Trained(own, "student", width, attends=of.distils and not of.eager).to(device)
         result[name] = Step(
             recipe,
             trained,
             teacher,
-            _method(recipe, distils, EagerMethod if eager else Method, device),
-            batch,
-            layers=layers if distils else (),
-            capture=attention_maps if eager else capture_attention,
+            _method(recipe, of.distils, EagerMethod if of.eager else Method, device),
+            padded if of.padded else cut,
+            layers=layers if of.distils else (),
+            capture=attention_maps if of.eager else capture_attention,
             dtype=case.dtype,
         )
     return result
@@ -242,29 +295,3 @@ def _method(recipe: Recipe, distils: bool, kind: type[Method], device: str) -> M
     queue = RingQueue(recipe.teacher.width, recipe.distillation.queue_size)
     queue.enqueue_(torch.randn(queue.rows.shape))
     return kind(weights, recipe.student.heads, recipe.distillation, queue.to(device))
-
-
-def random_batch(recipe: Recipe, device: str) -> dict[str, Tensor]:
-    """As the collator gives it for pre-training: captions and tags from half their budget on, every pair matches."""
-    torch.manual_seed(SEED)
-    text, regions, count = recipe.text, recipe.detectors.max_regions, recipe.schedules.student.batch
-    valid = [torch.arange(most) < torch.randint(most // 2, most + 1, (count, 1)) for most in (text.caption, text.tags)]
-    seen = torch.cat([*valid, torch.ones(count, regions, dtype=torch.bool)], dim=1)  # [B, L]
-    length = text.caption + text.tags
-    ids = torch.randint(text.vocabulary, (count, length))
-    masked = (torch.rand(count, length) < text.masking) & seen[:, :length]
-    masked[:, 0] = True  # whatever the draw, there is something to predict
-    batch = {
-        "input_ids": ids,
-        "token_type_ids": (torch.arange(length) >= text.caption).long().repeat(count, 1),
-        "position_ids": torch.arange(length).repeat(count, 1),
-        "attention_mask": seen.unsqueeze(1),
-        "distill_mask": seen,
-        "picture_ids": torch.arange(count),
-        "mlm_labels": torch.where(masked, ids, IGNORED),
-        "matched": torch.ones(count, dtype=torch.int64),
-    }
-    for role in ("student", "teacher"):
-        width = getattr(recipe.detectors, role).feature_dim + GEOMETRY_DIM
-        batch[f"{role}_regions"] = torch.randn(count, regions, width)
-    return {name: tensor.to(device) for name, tensor in batch.items()}

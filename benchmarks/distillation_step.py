@@ -1,10 +1,11 @@
 """Measures the whole distillation step: forward passes, losses, backward, AdamW, queue; with our losses, eager ones, and none.
 
 python -m benchmarks.distillation_step                  small shapes on a CPU (2 minutes), the paper's on a GPU
-python -m benchmarks.distillation_step --paper          also the paper's 64 x 120 tokens on a CPU, our step alone
+python -m benchmarks.distillation_step --paper          also the paper's 64 samples of 120 tokens on a CPU, our step with and without padding
 
-Every contender does the same step on the same batch, which is checked in float32 before anything is timed. Rounds are interleaved, so
-that whatever disturbs disturbs all of them. The parts of a step are timed in rounds of their own, on a GPU with a wait after each.
+Every contender does the same step on the same samples, which is checked in float32 before anything is timed. The samples' lengths are
+drawn as `distillation_samples` says. Rounds are interleaved, so that whatever disturbs disturbs all of them. On a GPU the parts of a step
+are timed in rounds of their own, with a wait after each.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.distillation_contenders import PARTS, Case, Step, contenders
-from benchmarks.distillation_table import BASE, RESULTS, table
+from benchmarks.distillation_contenders import BASE, CONTENDERS, PADDED, PARTS, Case, Part, Step, contenders, untimed
+from benchmarks.distillation_table import RESULTS, table
 from benchmarks.steps import peak_memory
 from vlkd.runs import versions
 from vlkd.training.budget import budget
@@ -40,9 +41,13 @@ SMALL = (
     "text.vocabulary=2000",
 )
 LONG = ("text.caption=380", "text.tags=82")  # with 50 regions 512 tokens
-ON_CPU = (Case(8, overrides=SMALL), Case(2, overrides=(*SMALL, *LONG)))
-ON_GPU = tuple(Case(batch, torch.bfloat16, every_layer=every) for batch in (64, 256) for every in (False, True))
-PAPER_ON_CPU = Case(64, contenders=("vlkd",))
+ON_CPU = (Case(8, 2, overrides=SMALL), Case(2, 2, overrides=(*SMALL, *LONG)))
+ON_GPU = tuple(
+    Case(batch, parts, torch.bfloat16, every_layer=every)
+    for batch, parts in ((64, 2), (256, 4))
+    for every in (False, True)
+)
+PAPER_ON_CPU = Case(64, 4, contenders=("vlkd", PADDED))
 
 
 class Clock:
@@ -74,10 +79,9 @@ def same_step(steps: dict[str, Step]) -> None:
             assert abs(first[name] - other[name]) <= 1e-3 * abs(first[name]), f"{name}: {first[name]} and {other[name]}"
 
 
-@torch.no_grad()
 def _terms(step: Step) -> dict[str, float]:
     dtype, step.dtype = step.dtype, torch.float32
-    means, _ = step.forward()
+    means = step.forward()
     step.dtype = dtype
     return {name: mean.item() for name, mean in means.items()}
 
@@ -88,32 +92,53 @@ def measure(case: Case, device: str, enough: float, least: int = ROUNDS[0]) -> l
     same_step(steps)
     for _ in range(WARM_UP):
         warm = [_seconds(step, device) for step in steps.values()]
+        if sum(warm) > enough:  # seconds a step: the first one has warmed all there is
+            break
     rounds = min(ROUNDS[1], max(least, round(enough / sum(warm))))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds):
-        for name in _turned(tuple(steps), number):
-            times[name].append(_seconds(steps[name], device))
-    parts: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
-    for number in range(max(1, rounds // 2)):
-        for name in _turned(tuple(steps), number):
-            clock = Clock(device)
-            steps[name](clock)
-            parts[name].append(clock.seconds)
+    times, parts = _rounds(steps, device, rounds)
     return [
         {
             "case": _described(case),
             "contender": name,
             "seconds": _summary(times[name]) | {"rounds": rounds},
-            "ratio": _summary([a / b for a, b in zip(times[name], times[BASE], strict=True)])
-            if BASE in times
-            else None,
+            "ratio": _ratio(times, name, BASE),
+            "of_padded": _ratio(times, name, PADDED) if CONTENDERS[name].distils else None,
+            "real": step.samples.real,
             "parts": {part: statistics.median(row.get(part, 0.0) for row in parts[name]) for part in PARTS},
-            "peak_memory": peak_memory(step, device),
+            "peak_memory": peak_memory(step, device, warm=False),
             "held": step.held(),
-            "estimate": _estimate(case) if name == "vlkd" else None,
+            "estimate": _estimate(case, name) if name in ("vlkd", PADDED) else None,
         }
         for name, step in steps.items()
     ]
+
+
+def _rounds(
+    steps: dict[str, Step], device: str, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[dict[str, float]]]]:
+    """Each contender's seconds of every round, and those of the parts of a step.
+
+    On a GPU the wait after each part costs time, so that parts have rounds of their own.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    gpu = device == "cuda"
+    for number in range(rounds):
+        for name in _turned(tuple(steps), number):
+            clock = Clock(device)
+            times[name].append(_seconds(steps[name], device, untimed if gpu else clock))
+            parts[name] += [] if gpu else [clock.seconds]
+    for number in range(max(1, rounds // 2) if gpu else 0):
+        for name in _turned(tuple(steps), number):
+            clock = Clock(device)
+            steps[name](clock)
+            parts[name].append(clock.seconds)
+    return times, parts
+
+
+def _ratio(times: dict[str, list[float]], name: str, base: str) -> dict[str, float] | None:
+    """A contender's time over another's of the same round; None where that one does not take part."""
+    return _summary([a / b for a, b in zip(times[name], times[base], strict=True)]) if base in times else None
 
 
 def _turned(names: tuple[str, ...], by: int) -> tuple[str, ...]:
@@ -121,10 +146,10 @@ def _turned(names: tuple[str, ...], by: int) -> tuple[str, ...]:
     return names[by:] + names[:by]
 
 
-def _seconds(step: Step, device: str) -> float:
+def _seconds(step: Step, device: str, part: Part = untimed) -> float:
     wait(device)
     begin = time.perf_counter()
-    step()
+    step(part)
     wait(device)
     return time.perf_counter() - begin
 
@@ -142,6 +167,7 @@ def _described(case: Case) -> dict[str, Any]:
         "heads": recipe.student.heads,
         "tokens": text.caption + text.tags + recipe.detectors.max_regions,
         "batch": case.batch,
+        "micro_batches": case.micro_batches,
         "vocabulary": text.vocabulary,
         "queue": recipe.distillation.queue_size,
         "dtype": str(case.dtype).removeprefix("torch."),
@@ -149,9 +175,10 @@ def _described(case: Case) -> dict[str, Any]:
     }
 
 
-def _estimate(case: Case) -> int:
+def _estimate(case: Case, contender: str) -> int:
     """Bytes that `vlkd.training.budget` tells beforehand."""
-    return next(stage.memory for stage in budget(case.recipe()).stages if stage.name == "student")
+    stages = budget(case.recipe(case.parts(contender))).stages
+    return next(stage.memory for stage in stages if stage.name == "student")
 
 
 def conditions() -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 from benchmarks.distillation_contenders import PARTS
 
 RESULTS = Path(__file__).with_name("results") / "step"
-BASE = "teacher forward, no distillation"  # what the overhead is counted from
 Row = dict[str, Any]
 
 
@@ -48,34 +47,47 @@ def _section(run: dict[str, Any]) -> str:
 def _title(case: dict[str, Any]) -> str:
     (layers_t, width_t), (layers_s, width_s) = case["teacher"], case["student"]
     compared = "every layer" if case["every_layer"] else "the last layer"
+    cut = f" in {case['micro_batches']} micro-batches" if case["micro_batches"] > 1 else ""
     return (
         f"Teacher {layers_t} × {width_t}, student {layers_s} × {width_s}, {case['heads']} heads, {case['tokens']} tokens, "
-        f"batch {case['batch']}, {case['dtype']}, queue {case['queue']:,}, vocabulary {case['vocabulary']:,}; attention of {compared}:"
+        f"batch {case['batch']}{cut}, {case['dtype']}, queue {case['queue']:,}, vocabulary {case['vocabulary']:,}; attention of {compared}:"
     )
 
 
 def _case(title: str, rows: list[Row]) -> str:
-    header = ["step", "ms", "× no distillation", "memory", *PARTS]
+    header = ["step", "ms", "× padded", "× no distillation", "real tokens", "memory", *PARTS]
     lines = [header, ["---"] * len(header), *(_line(row) for row in rows)]
     markdown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join([title, markdown, *(_memory(row) for row in rows if row["estimate"])])
+    memory = [_memory(row) for row in rows if row["estimate"]]
+    if "peak_rss" in rows[0]:
+        memory.append(f"The process held at most {_bytes(rows[0]['peak_rss'])}.")
+    return "\n\n".join([title, markdown, *memory])
 
 
 def _line(row: Row) -> list[str]:
     q1, median, q3 = (_milliseconds(row["seconds"][key]) for key in ("q1", "median", "q3"))
-    ratio = row["ratio"]
-    times = f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})" if ratio else "–"
+    ratios = (_ratio(row[key]) for key in ("of_padded", "ratio"))
     whole = sum(row["parts"].values())
     shares = [f"{seconds / whole:.0%}" if seconds else "–" for seconds in (row["parts"][part] for part in PARTS)]
-    return [row["contender"], f"{median} ({q1} to {q3})", times, _bytes(row["peak_memory"]), *shares]
+    return [
+        row["contender"],
+        f"{median} ({q1} to {q3})",
+        *ratios,
+        f"{row['real']:.0%}",
+        _bytes(row["peak_memory"]),
+        *shares,
+    ]
+
+
+def _ratio(ratio: dict[str, float] | None) -> str:
+    return f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})" if ratio else "–"
 
 
 def _memory(row: Row) -> str:
     total = row["held"] + row["peak_memory"]
-    process = f"; the process at most {_bytes(row['peak_rss'])}" if "peak_rss" in row else ""
     return (
         f"{row['contender']} with weights, moments and queue: {_bytes(total)}, of which `vlkd.training.budget` tells "
-        f"{_bytes(row['estimate'])} beforehand{process}."
+        f"{_bytes(row['estimate'])} beforehand."
     )
 
 

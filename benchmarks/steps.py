@@ -98,9 +98,10 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def peak_memory(function: Callable[[], Any], device: str) -> int:
-    """Bytes that a call holds at most, beyond what was there before."""
-    function()
+def peak_memory(function: Callable[[], Any], device: str, warm: bool = True) -> int:
+    """Bytes that a call holds at most, beyond what was there before; `warm` calls it once before."""
+    if warm:
+        function()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
