@@ -78,6 +78,7 @@ def test_validation_is_no_test(claiming: Study) -> None:
         (["seed=7"], True),
         (["world.seed=9"], True),
         (["name=mine"], True),
+        (["schedules.student.log_every=7", "schedules.adapt.save_every=9"], True),
         (["world.train=1199"], False),
         (["distillation.alpha=999"], False),
         (["schedules.student_vqa.steps=801"], False),

@@ -208,6 +208,12 @@ class Recipe(_Section):
         numerics = self.training.numerics()
         return self.model_dump(exclude={"training"}, exclude_none=True) | ({"training": numerics} if numerics else {})
 
+    def trained_numbers(self) -> Recipe:
+        """This recipe with the defaults of :data:`CHANGES_NO_NUMBER`: equal to another's where both train the same."""
+        defaults = {name: Schedule.model_fields[name].default for name in CHANGES_NO_NUMBER}
+        schedules = {name: schedule.model_copy(update=defaults) for name, schedule in self.schedules}
+        return self.model_copy(update={"schedules": self.schedules.model_copy(update=schedules)})
+
     @model_validator(mode="after")
     def _captions_fit(self) -> Recipe:
         if self.evaluation.max_tokens > self.text.caption - 2:

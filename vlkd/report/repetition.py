@@ -44,7 +44,7 @@ class Repetition:
         return next((each for each in self.differences if (each.metric, each.first, each.second) == wanted), None)
 
     def is_of(self, recipe: Recipe) -> bool:
-        """Whether ``recipe`` does the same; its name, its seed and that of its world may differ."""
+        """Whether ``recipe`` trains the same; its name, its seed and that of its world may differ."""
         return _seedless(Recipe.model_validate(self.settings)) == _seedless(recipe)
 
     def to_json(self) -> str:
@@ -65,4 +65,4 @@ def known_repetition(recipe: Recipe) -> Repetition | None:
 
 def _seedless(recipe: Recipe) -> Recipe:
     world = recipe.world.model_copy(update={"seed": 0})
-    return recipe.model_copy(update={"name": "", "seed": 0, "world": world})
+    return recipe.trained_numbers().model_copy(update={"name": "", "seed": 0, "world": world})
