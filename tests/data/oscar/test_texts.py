@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from oscar_files import write_all
+from oscar_files import KEYS, write_all
 
 from vlkd.data.json_rows import read_json
 from vlkd.data.oscar import Sources, import_oscar, validate
-from vlkd.data.oscar.corpora import matched, read_texts
+from vlkd.data.oscar.corpora import matched, matched_tags, read_texts
 from vlkd.data.oscar.texts import file_names, read_answers, read_captions, read_questions
 from vlkd.data.oscar.validate import _tags
 from vlkd.data.splitting import hold_out
@@ -213,7 +213,7 @@ def test_validation_knows_the_tags_beside_questions(tmp_path: Path) -> None:
     """An import takes them, so their lack is none."""
     sources = replace(write_all(tmp_path), tags=None, own_tags=None)
     assert [finding.problem for finding in validate(sources) if finding.fatal] == []
-    assert _tags(sources, "train")["42"] == ("dog", "tall tree")
+    assert _tags(sources, "train", KEYS)["42"] == ("dog", "tall tree")
 
 
 def test_what_would_undo_a_split_is_found_and_refused_before_features_are_read(tmp_path: Path) -> None:
@@ -232,9 +232,69 @@ def test_what_would_undo_a_split_is_found_and_refused_before_features_are_read(t
 
 @pytest.mark.parametrize(
     ("image_id", "picture"),
-    [("a.jpg", "a"), ("x\\a.PNG", "x/a"), (7, "COCO_val2014_000000000007"), ("7", "7"), ("v1.5", "v1.5")],
+    [
+        ("a.jpg", "a"),
+        ("x\\a.PNG", "x/a"),
+        (7, "COCO_val2014_000000000007"),
+        ("7", "7"),
+        ("v1.5", "v1.5"),
+        ("a.jpg", "a.jpg"),
+        ("a", "a.jpg"),
+        (7, "7.png"),
+    ],
 )
 def test_an_image_id_finds_its_picture(image_id: object, picture: str, tmp_path: Path) -> None:
     sources = Sources(captions=written(tmp_path, [{"image_id": image_id, "caption": "a star"}]))
     corpus, _, _ = read_texts(sources, "train")
     assert corpus is not None and matched(corpus, ["other", picture], sources).keys == (picture,)
+
+
+def coco(folder: Path, files: dict[int, str]) -> Path:
+    """COCO's captions, each of which says which file it is of."""
+    images = [{"id": number, "file_name": file} for number, file in files.items()]
+    rows = [{"image_id": number, "id": number, "caption": f"of {file}"} for number, file in files.items()]
+    return written(folder, {"images": images, "annotations": rows}, "coco.json")
+
+
+def test_an_id_that_is_another_pictures_key_means_the_file_that_it_names(tmp_path: Path) -> None:
+    captions = coco(tmp_path, {1: "1.jpg", 2: "10.jpg", 3: "2.jpg"})
+    asked = {"questions": [{"question_id": 5, "image_id": 2, "question": "what ?"}]}
+    sources = Sources(captions=captions, questions=written(tmp_path, asked, "questions.json"))
+    corpus, _, _ = read_texts(sources, "train")
+    assert corpus is not None
+    found = matched(corpus, ["1", "2", "3", "10"], sources)
+    assert dict(zip(found.keys, found.captions, strict=True)) == {
+        "1": ("of 1.jpg",),
+        "10": ("of 10.jpg",),
+        "2": ("of 2.jpg",),
+    }
+    assert [len(of) for of in found.questions] == [0, 1, 0]
+    with pytest.raises(VlkdError, match="no features for 1 of 3 pictures with texts, the first '10'"):
+        matched(corpus, ["1", "2", "3"], sources)
+
+
+def test_captions_and_questions_may_name_pictures_differently(tmp_path: Path) -> None:
+    questions = written(tmp_path, b"picture,question,answer\n1.png,what ?,dog\n", "questions.csv")
+    sources = Sources(captions=coco(tmp_path, {1: "b.png"}), questions=questions)
+    corpus, _, _ = read_texts(sources, "train")
+    assert corpus is not None
+    found = matched(corpus, ["1", "b"], sources)
+    assert found.keys == ("b", "1") and found.captions == (("of b.png",), ())
+    assert [len(of) for of in found.questions] == [0, 1]
+
+
+def test_tags_beside_questions_go_where_the_questions_go(tmp_path: Path) -> None:
+    sources = Sources(
+        questions=written(tmp_path, [QUESTION]), answers=written(tmp_path, {"yes": 0, "two": 1, "red": 2}, "a.json")
+    )
+    corpus, _, tags = read_texts(sources, "train")
+    assert matched_tags(tags, corpus, ["COCO_train2014_000000000042", "7"], sources) == {
+        "COCO_train2014_000000000042": ("dog", "cat")
+    }
+
+
+@pytest.mark.parametrize("option", ["tags", "own_tags", "classes", "own_classes"])
+def test_files_beside_texts_are_never_passed_over(option: str, tmp_path: Path) -> None:
+    sources = Sources(captions=written(tmp_path, [{"image_id": 1, "caption": "a star"}]), **{option: tmp_path / "none"})
+    with pytest.raises(VlkdError, match=f"--{option.replace('_', '-')} is given without"):
+        list(validate(sources))

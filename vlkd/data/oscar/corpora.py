@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlkd.data.corpus import AnswerVocabulary, Corpus
-from vlkd.data.json_rows import first_few, read_json
+from vlkd.data.json_rows import read_json
 from vlkd.data.merging import NewTexts, Tell, add_texts
+from vlkd.data.oscar.naming import Naming
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.oscar.texts import file_names, read_answers, read_captions, read_questions
-from vlkd.data.tables import TABLES, picture_key, read_question_table
-from vlkd.data.text_files import short
+from vlkd.data.tables import TABLES, read_question_table
 from vlkd.data.vqa_v2 import asked_questions, read_annotations
 from vlkd.data.vqa_v2 import read_questions as read_vqa_questions
 from vlkd.errors import VlkdError
@@ -81,6 +78,11 @@ def read_texts(sources: Sources, split: str) -> Texts:
     """
     captions = {} if sources.captions is None else read_captions(sources.captions)
     questions, answers, tags = _questions(sources)
+    return (_joined(split, captions, questions) if captions or questions else None), answers, tags
+
+
+def _joined(split: str, captions: dict[str, list[str]], questions: dict[str, list[Question]]) -> Corpus:
+    """One corpus of both; keys that differ in their Unicode form alone are one picture's."""
     spelled: dict[str, str] = {}
     of_captions: dict[str, list[str]] = {}
     of_questions: dict[str, list[Question]] = {}
@@ -88,66 +90,50 @@ def read_texts(sources: Sources, split: str) -> Texts:
         for key, texts in found.items():
             joined.setdefault(spelled.setdefault(normal_key(key), key), []).extend(texts)  # type: ignore[arg-type]
     keys = tuple(spelled.values())
-    if not keys:
-        return None, answers, tags
-    return (
-        Corpus(
-            split,
-            keys,
-            tuple(tuple(of_captions.get(key, ())) for key in keys),
-            tuple(tuple(of_questions.get(key, ())) for key in keys),
-        ),
-        answers,
-        tags,
+    return Corpus(
+        split,
+        keys,
+        tuple(tuple(of_captions.get(key, ())) for key in keys),
+        tuple(tuple(of_questions.get(key, ())) for key in keys),
     )
 
 
 def matched(corpus: Corpus, pictures: Sequence[str], sources: Sources) -> Corpus:
-    """The same texts under the keys that ``pictures`` have.
+    """The same texts under the keys that ``pictures`` have; the files of captions and of questions may name them differently.
 
     Raises:
         VlkdError: a text is about none of them, or two keys would become one.
     """
-    spelled = _spelled(pictures)
-    if not any(normal_key(key) in spelled for key in corpus.keys):
-        names = (file_names(sources.captions) if sources.captions is not None else {}) or _numbers(pictures)
-        corpus = _renamed(corpus, {key: names.get(key, picture_key(key)) for key in corpus.keys})
-    missing = [key for key in corpus.keys if normal_key(key) not in spelled]
-    if missing:
-        lost = corpus.only(row for row, key in enumerate(corpus.keys) if normal_key(key) not in spelled)
-        in_files = (sources.captions, any(lost.captions)), (sources.questions, any(lost.questions))
-        texts = " and ".join(f"'{path}'" for path, there in in_files if there)
-        raise VlkdError(
-            f"{texts}: no features for {len(missing)} of {len(corpus)} pictures with texts, the first {short(missing[0])}: extract "
-            "them, or remove these texts."
-        )
-    there = set(pictures)
-    return _renamed(corpus, {key: spelled[normal_key(key)] for key in corpus.keys if key not in there})
+    captions, questions = _ways(corpus, pictures, sources)
+    return _joined(
+        corpus.split,
+        captions.renamed(dict(zip(corpus.keys, map(list, corpus.captions), strict=True)), sources.captions),
+        questions.renamed(dict(zip(corpus.keys, map(list, corpus.questions), strict=True)), sources.questions),
+    )
 
 
-def _renamed(corpus: Corpus, names: dict[str, str]) -> Corpus:
-    keys = tuple(names.get(key, key) for key in corpus.keys)
-    twice = {key for key, count in Counter(keys).items() if count > 1}
-    if twice:
-        raise VlkdError(
-            f"Texts of several image ids are about one picture: {first_few(twice, len(keys))}; one id is one picture's."
-        )
-    return replace(corpus, keys=keys)
+def matched_tags(tags: Tags, corpus: Corpus | None, pictures: Sequence[str], sources: Sources) -> Tags:
+    """The tags that stand beside the questions of ``corpus``, under the keys that ``pictures`` have; others are left out."""
+    if corpus is None or not tags:
+        return {}
+    places = _ways(corpus, pictures, sources)[1].places
+    return {place: words for key, words in tags.items() if (place := places.get(key)) is not None}
 
 
-def _spelled(pictures: Iterable[str]) -> dict[str, str]:
-    """Normal key -> the key that a picture has.
+def _ways(corpus: Corpus, pictures: Sequence[str], sources: Sources) -> tuple[Naming, Naming]:
+    """How captions and questions name their pictures.
 
-    Raises:
-        VlkdError: two pictures' keys differ in their Unicode form alone.
+    Where COCO's ``images`` name files that are pictures, an id is what they say, be it another picture's key.
     """
-    spelled: dict[str, str] = {}
-    for key in pictures:
-        if spelled.setdefault(normal_key(key), key) != key:
-            raise VlkdError(
-                f"Two pictures are called '{key}' and differ in their Unicode form alone: rename one of them."
-            )
-    return spelled
+    captions, questions = (
+        [key for key, of in zip(corpus.keys, texts, strict=True) if of] for texts in (corpus.captions, corpus.questions)
+    )
+    files = {} if sources.captions is None else file_names(sources.captions)
+    by_file = Naming(captions, pictures, files)
+    by_key = Naming(captions, pictures)
+    if not files or (by_key.direct and not by_file.direct):
+        return by_key, Naming(questions, pictures)
+    return by_file, Naming(questions, pictures, {} if _is_table(sources.questions) else files)
 
 
 def _is_table(path: Path | None) -> bool:
@@ -182,10 +168,3 @@ def _questions(sources: Sources) -> tuple[dict[str, list[Question]], AnswerVocab
         raise VlkdError(f"'{path}' has its answers beside the questions: leave --annotations out.")
     questions, tags = read_questions(path, list(answers.answers))
     return questions, answers, tags
-
-
-def _numbers(keys: Iterable[str]) -> dict[str, str]:
-    """The number at the end of a key, without leading zeros -> the key, where no other key ends so."""
-    found = [(str(int(match[0])), key) for key in keys if (match := re.search(r"[0-9]+$", key))]
-    counts = Counter(number for number, _ in found)
-    return {number: key for number, key in found if counts[number] == 1}

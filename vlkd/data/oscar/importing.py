@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Any
 
 from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.merging import Tell, add_texts, check_new
-from vlkd.data.oscar.corpora import LEAST, matched, new_texts, read_texts
+from vlkd.data.oscar.corpora import LEAST, matched, matched_tags, new_texts, read_texts
 from vlkd.data.oscar.pictures import Pictures
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.store import FeatureType, RegionStore, finish_store, part_name, unfinished_folder, write_part
@@ -74,14 +74,15 @@ def import_oscar(
     folder = Path(folder)
     sources = sources.resolved()
     corpus, answers, tags = read_texts(sources, split)
-    pictures = _open(sources, tags, dtype, tell)
+    pictures = _open(sources, dtype, tell)
+    pictures.other_tags = matched_tags(tags, corpus, pictures.keys, sources)
     if corpus is not None:
         corpus = matched(corpus, pictures.keys, sources)
         check_new(new_texts(corpus, answers, sources, least), folder)
     parts = unfinished_folder(folder / "store")
     _begin(parts, _settings(sources.region_files(), sources, dtype), folder)
     try:
-        _write_parts(pictures, sources, tags, parts, dtype, jobs)
+        _write_parts(pictures, parts, dtype, jobs)
     except VlkdError:  # a file is wrong: what was made of it is of no use to the mended one
         shutil.rmtree(parts, ignore_errors=True)
         raise
@@ -94,8 +95,8 @@ def import_oscar(
     return Imported(store, corpus, answers)
 
 
-def _open(sources: Sources, tags: dict[str, tuple[str, ...]], dtype: FeatureType, tell: Tell) -> Pictures:
-    pictures = Pictures(sources, tags, dtype)
+def _open(sources: Sources, dtype: FeatureType, tell: Tell) -> Pictures:
+    pictures = Pictures(sources, dtype)
     for finding in pictures.findings:
         if finding.fatal:
             raise VlkdError(finding.problem)
@@ -106,9 +107,7 @@ def _open(sources: Sources, tags: dict[str, tuple[str, ...]], dtype: FeatureType
     return pictures
 
 
-def _write_parts(
-    pictures: Pictures, sources: Sources, tags: dict[str, tuple[str, ...]], parts: Path, dtype: FeatureType, jobs: int
-) -> None:
+def _write_parts(pictures: Pictures, parts: Path, dtype: FeatureType, jobs: int) -> None:
     """The parts that are not there yet."""
     blocks = [pictures.keys[first : first + PICTURES_A_PART] for first in range(0, len(pictures.keys), PICTURES_A_PART)]
     missing = [(number, block) for number, block in enumerate(blocks) if not (parts / part_name(number)).exists()]
@@ -116,7 +115,10 @@ def _write_parts(
         paths = [parts / part_name(number) for number, _ in missing]
         keys = [block for _, block in missing]
         with ProcessPoolExecutor(
-            jobs, mp_context=get_context("spawn"), initializer=_begin_process, initargs=(sources, tags, dtype)
+            jobs,
+            mp_context=get_context("spawn"),
+            initializer=_begin_process,
+            initargs=(pictures.sources, pictures.other_tags, dtype),
         ) as pool:
             for _ in track(pool.map(_write_block, paths, keys), "parts of the store", len(missing)):
                 pass
@@ -131,8 +133,10 @@ def _write_parts(
 _process: list[tuple[Pictures, FeatureType]] = []  # what a process of `jobs` has opened, once for all of its parts
 
 
-def _begin_process(sources: Sources, tags: dict[str, tuple[str, ...]], dtype: FeatureType) -> None:
-    _process[:] = [(Pictures(sources, tags, dtype), dtype)]
+def _begin_process(sources: Sources, tags: Mapping[str, tuple[str, ...]], dtype: FeatureType) -> None:
+    pictures = Pictures(sources, dtype)
+    pictures.other_tags = tags
+    _process[:] = [(pictures, dtype)]
 
 
 def _write_block(path: Path, keys: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from vlkd.data.oscar.six_numbers import joined_rows
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.oscar.tags import TagFile, read_classes
 from vlkd.errors import VlkdError
-from vlkd.keys import normal_key, shown
+from vlkd.keys import shown
 from vlkd.regions.paired import GEOMETRY_DIM, RegionRecord, geometry
 from vlkd.regions.soundness import half_problem
 
@@ -45,16 +45,14 @@ class Pictures:
         keys: the pictures, in the order of the student's file, or of the teacher's own where there is no student's.
         findings: what is wrong with the files before any picture is read. With a fatal one, pictures cannot be imported.
         files: the files of features that could be opened, by ``student``, ``teacher`` and ``own``.
+        other_tags: by key, of pictures whose features and files have none; to be set once the keys are known.
     """
 
-    def __init__(
-        self, sources: Sources, tags: Mapping[str, tuple[str, ...]] | None = None, dtype: Kept = "float16"
-    ) -> None:
+    def __init__(self, sources: Sources, dtype: Kept = "float16") -> None:
         """Open the files.
 
         Args:
             sources: the files.
-            tags: of pictures whose features and files have none.
             dtype: what a store is to keep features in.
 
         Raises:
@@ -63,7 +61,7 @@ class Pictures:
         self.sources = sources = sources.resolved()
         self.findings: list[Finding] = []
         self._dtype = dtype
-        self._other_tags = {normal_key(key): of for key, of in (tags or {}).items()}
+        self.other_tags: Mapping[str, tuple[str, ...]] = {}
         names = {"student": self._opened(sources.classes, read_classes)}
         names["own"] = self._opened(sources.own_classes, read_classes)
         self.files: dict[str, FeatureFile] = {}
@@ -239,7 +237,7 @@ class Pictures:
         file = self._tags[name]
         if file is None:
             of_features = None if found is None else found.tags
-            return of_features or self._other_tags.get(key, ())
+            return of_features or self.other_tags.get(key, ())
         tags, size = file.read(key)
         if size is not None:
             sizes[file.place(key)] = size

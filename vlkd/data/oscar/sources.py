@@ -55,20 +55,25 @@ class Sources:
                 f"--{here} is given without --{missing}: both detectors' features of the same boxes are needed, "
                 "or the teacher's of its own (--own)."
             )
-        if found.student is None and found.own is None:
-            raise VlkdError("There are no features: give --student and --teacher, or --own, or all three.")
         for option, side in (("tags", "student"), ("own_tags", "own"), ("classes", "student"), ("own_classes", "own")):
             if getattr(found, option) is not None and getattr(found, side) is None:
                 raise VlkdError(
                     f"--{option.replace('_', '-')} is given without --{side}, to whose features it belongs: give these too, or leave it "
                     "out."
                 )
+        if found.student is None and found.own is None:
+            raise VlkdError("There are no features: give --student and --teacher, or --own, or all three.")
         return found
 
     def files(self) -> list[Path]:
         """Every file, once."""
         paths = [getattr(self, field.name) for field in fields(self) if field.name != "stored_as"]
         return list(dict.fromkeys(path for path in paths if path is not None))
+
+    def region_options(self) -> list[str]:
+        """The names of the files of regions and tags that are given."""
+        names = ("student", "teacher", "own", "tags", "own_tags", "classes", "own_classes")
+        return [name for name in names if getattr(self, name) is not None]
 
     def region_files(self) -> list[Path]:
         """Every file that regions or tags come from, once; questions may have tags beside them."""

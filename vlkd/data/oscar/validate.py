@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlkd.data.json_rows import first_few
 from vlkd.data.merging import check_new
-from vlkd.data.oscar.corpora import LEAST, Tags, matched, new_texts, read_texts
+from vlkd.data.oscar.corpora import LEAST, Tags, matched, matched_tags, new_texts, read_texts
 from vlkd.data.oscar.pictures import Finding, Kept, Pictures
 from vlkd.data.oscar.sources import Sources
 from vlkd.errors import VlkdError
@@ -39,11 +39,12 @@ def validate(
     Raises:
         VlkdError: files that belong together are not all given.
     """
-    if not any((sources.student, sources.teacher, sources.own)) and (sources.captions or sources.questions):
+    if (sources.captions or sources.questions) and not sources.region_options():
         yield from _texts(sources, pictures, folder, split, least)
         return
     sources = sources.resolved()
-    opened = Pictures(sources, _tags(sources, split), dtype)
+    opened = Pictures(sources, dtype)
+    opened.other_tags = _tags(sources, split, opened.keys)
     yield from _indices(opened)
     yield from opened.findings
     for key in track(opened.keys, "pictures") if opened.keys else ():
@@ -51,10 +52,11 @@ def validate(
     yield from _texts(sources, opened.keys or pictures, folder, split, least)
 
 
-def _tags(sources: Sources, split: str) -> Tags:
+def _tags(sources: Sources, split: str, keys: Sequence[str]) -> Tags:
     """The tags that stand beside questions; what is wrong with texts is said later."""
     try:
-        return read_texts(sources, split)[2]
+        corpus, _, tags = read_texts(sources, split)
+        return matched_tags(tags, corpus, keys, sources)
     except VlkdError:
         return {}
 
