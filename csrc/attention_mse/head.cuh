@@ -102,6 +102,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) attention_mse_head(const He
   float* const of_warps = deltas + kKeyWarps * Plan::kRows;                                     // [warp]
   uint32_t* const seen = reinterpret_cast<uint32_t*>(of_warps + Plan::kWarps); // bits of [row][key], or of [key]
 
+  const bool masked = p.mask != nullptr || p.counted != nullptr || p.causal; // what does not count may be no number
   const int chunks = (p.queries + Plan::kRows - 1) / Plan::kRows, steps = p.group_s * chunks;
   const auto load_chunk = [&](int step) {
     const int h = key_head * p.group_s + step / chunks, first = step % chunks * Plan::kRows, stage = step % 2 * Plan::kRows;
@@ -234,7 +235,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) attention_mse_head(const He
               const float log_p = s[n][e] - lse_s, log_t = t[n][e] - lse_t;
               const float student = exp2_approximate(log_p), teacher = exp2_approximate(log_t);
               value += kl_term(student, teacher, (log_t - log_p) * 0.693147181f);
-              s[n][e] = weight[i] * (student - teacher);
+              s[n][e] = counts[i] ? student - teacher : 0.0f;
             }
           }
         } else {
@@ -278,7 +279,9 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) attention_mse_head(const He
 #pragma unroll
           for (int n = 0; n < kStrip; ++n) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) s[n][e] *= 2.0f * weight[e / 2] * (t[n][e] - delta[e / 2]);
+            for (int e = 0; e < 4; ++e) {
+              s[n][e] = counts[e / 2] ? s[n][e] * (2.0f * weight[e / 2] * (t[n][e] - delta[e / 2])) : 0.0f;
+            }
           }
         }
       }
@@ -335,6 +338,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) attention_mse_head(const He
           for (int n = 0; n < kColumns / 16; ++n) {
             uint32_t c[4];
             load_tiles_transposed(c, k_s + (16 * j + down.row) * Plan::kPitch + part * kColumns + 16 * n + down.column);
+            if (masked) keep_finite<T>(c);
             multiply_add<T>(dq[2 * n], a, c[0], c[1]);
             multiply_add<T>(dq[2 * n + 1], a, c[2], c[3]);
           }
@@ -364,6 +368,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) attention_mse_head(const He
           for (int n = 0; n < kWidth / 16; ++n) {
             uint32_t c[4];
             load_tiles_transposed(c, q_s + (stage + 16 * r + down.row) * Plan::kPitch + 16 * n + down.column);
+            if (masked) keep_finite<T>(c);
             multiply_add<T>(dk[i][2 * n], a, c[0], c[1]);
             multiply_add<T>(dk[i][2 * n + 1], a, c[2], c[3]);
           }

@@ -235,6 +235,12 @@ VLKD_INLINE Gradient<Bf16Pair> paired(float* g, float* t, int64_t rows, int64_t 
   return {reinterpret_cast<Bf16Pair*>(t), reinterpret_cast<Bf16Pair*>(g), stride, 2 * stride};
 }
 
+// The rare case, out of line: inlined, it would cost the common one registers.
+template <typename Number>
+[[gnu::noinline, gnu::cold]] void clear_not_finite(Number* panels, int64_t count) {
+  keep_finite(panels, count);
+}
+
 // Rows as the right operand of a product with their gradient, packed into `memory` unless they can be read where they lie. What
 // is not finite becomes 0: where it counts the gradient is NaN, and elsewhere it is 0, which would make a NaN of it.
 template <typename Entry, typename Isa>
@@ -247,7 +253,7 @@ VLKD_INLINE typename Gemm<Entry, Isa>::Panels downward(const Rows<Entry>& from, 
   G::pack(memory, from.numbers(), from.numbers_stride(), rows, width);
   if (!is_finite) {
     const int64_t size = entries<Entry>(rows) * G::padded(width) * EntryTraits<Entry>::kNumbers;
-    keep_finite(reinterpret_cast<Number*>(memory), size);
+    clear_not_finite(reinterpret_cast<Number*>(memory), size);
   }
   return {memory, entries<Entry>(rows), width};
 }

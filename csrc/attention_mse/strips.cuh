@@ -60,7 +60,7 @@ __device__ inline float kl_term(float p, float t, float x) {
   return fabsf(x) < 0.5f ? t * x * x * series : t * x + p - t;
 }
 
-// A strip of scores: 16 rows q against `pairs` pairs of 8 keys, times scale. Lane l has of pair j's tile n, element 2i + e,
+// A strip of scores: 16 rows q against `pairs` pairs of 8 keys, times scale, NaN where infinite. Lane l has of pair j's tile n, element 2i + e,
 // row l/4 + 8i and key 16j + 8n + 2(l%4) + e, at [2j + n][2i + e].
 template <typename T, int kPitch, int kTiles>
 __device__ inline void strip_of_scores(
@@ -87,7 +87,7 @@ __device__ inline void strip_of_scores(
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) strip[n][e] = __fmul_rn(strip[n][e], scale);
+    for (int e = 0; e < 4; ++e) strip[n][e] = exact(__fmul_rn(strip[n][e], scale));
   }
 }
 

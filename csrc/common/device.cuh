@@ -39,6 +39,11 @@ __device__ inline float element(const void* data, Element type, int64_t at) {
   }
 }
 
+// x, NaN where it is infinite: an infinity can make a finite loss of numbers that have no meaning.
+__device__ inline float exact(float x) {
+  return x + x * 0.0f;
+}
+
 template <typename T>
 __device__ T warp_sum(T x) { // the same bits in every lane
   for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kWholeWarp, x, offset);

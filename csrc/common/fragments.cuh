@@ -9,6 +9,7 @@
 #endif
 
 #include <cstdint>
+#include <type_traits>
 
 namespace vlkd {
 
@@ -30,6 +31,21 @@ __device__ inline void store_pair(float* row, int64_t column, int64_t width, flo
     if (column < width) row[column] = first;
     if (column + 1 < width) row[column + 1] = second;
   }
+}
+
+// Two neighbours of an operand, 0 where one is not finite: its weights are NaN where it counts, and 0 where it does not.
+template <typename T>
+__device__ inline uint32_t finite_pair(uint32_t x) {
+  constexpr bool kIsHalf = std::is_same_v<T, c10::Half>;
+  constexpr uint32_t kExponents = kIsHalf ? 0x7c007c00u : 0x7f807f80u, kLowest = kIsHalf ? 0x04000400u : 0x00800080u;
+  const uint32_t full = ((x & kExponents) + kLowest) & 0x80008000u; // an exponent of ones carries
+  return x & ~((full >> 15) * 0xffffu);
+}
+
+template <typename T>
+__device__ inline void keep_finite(uint32_t (&fragment)[4]) {
+#pragma unroll
+  for (uint32_t& pair : fragment) pair = finite_pair<T>(pair);
 }
 
 // Where a lane finds its row of the four 8 x 8 tiles of a 16 x 16 block: tiles down, then right; or right, then down.

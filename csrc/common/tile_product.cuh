@@ -46,14 +46,15 @@ __device__ inline void copy_slice(T* to, const Matrix<T>& from, int64_t first_ro
   }
 }
 
-// Leaves the entries of A as they are.
+// Leaves the entries of A and B as they are.
 struct AsTheyAre {
   __device__ void begin(int64_t) {}
   __device__ void apply(uint32_t (&)[4], int) const {}
+  __device__ void apply_to_b(uint32_t (&)[4]) const {}
 };
 
 // sums = A B at (first_row, first_column), with B [depth, n], or B^T [n, depth] if `kTransposed`. `change` may change the
-// fragments of A: begin(slice's first column), then apply(fragment, m). `shared` holds kTileShared bytes, which are free
+// fragments: begin(slice's first column), apply_to_b(fragment) for B, then apply(fragment, m) for A. `shared` holds kTileShared bytes, which are free
 // again when this returns.
 template <bool kTransposed, typename T, typename Change>
 __device__ inline void multiply_tile(
@@ -101,6 +102,7 @@ __device__ inline void multiply_tile(
         } else {
           load_tiles_transposed(columns[j], of_b + (d + down.row) * kTilePitch + n + down.column);
         }
+        change.apply_to_b(columns[j]);
       }
 #pragma unroll
       for (int m = 0; m < 4; ++m) {

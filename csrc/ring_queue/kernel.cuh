@@ -85,7 +85,8 @@ __device__ void write_row(To* to, const From* from, const RingWrite& p) {
       for (int64_t e = first; e < p.width; e += step) {
         for (const From x : load(e).values) squares += static_cast<Sum>(x) * static_cast<Sum>(x);
       }
-      const Sum norm = max(std::sqrt(warp_sum(squares)), static_cast<Sum>(p.eps));
+      const Sum root = std::sqrt(warp_sum(squares)), eps = static_cast<Sum>(p.eps);
+      const Sum norm = root < eps ? eps : root + root * Sum(0); // NaN where the squares overflow: rows of 0 would hide it
       for (int64_t e = first; e < p.width; e += step) {
         const auto pack = load(e);
         Packed<To, kPack> unit;

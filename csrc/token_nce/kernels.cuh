@@ -87,9 +87,14 @@ __device__ inline float element(const RowsInput& x, int64_t row, int64_t column)
   return element(x.data, x.type, row * x.row + column * x.column);
 }
 
+// What a row is divided by; a NaN stays one.
+__device__ inline float divisor_of(float norm) {
+  return norm < kEps ? kEps : norm;
+}
+
 __device__ inline float temperature_of(const NceProblem& p) {
   const float tau = p.temperature_tensor == nullptr ? p.temperature : element(p.temperature_tensor, p.temperature_type, 0);
-  return tau > 0.0f ? tau : NAN; // others have no meaning, and all results say so
+  return tau > 0.0f && tau < INFINITY ? tau : NAN; // others have no meaning, and all results say so
 }
 
 // Rows [0, count) as T; 0 from E on, and in rows that are masked or not filled, whose weights are 0 and might meet a NaN. With
@@ -107,7 +112,7 @@ __global__ void __launch_bounds__(kRowThreads) nce_copy_rows(
   if (normalize && used) {
     float squares = 0.0f;
     for (int64_t e = lane; e < width; e += kWarp) squares += element(from, row, e) * element(from, row, e);
-    const float norm = fmaxf(sqrtf(warp_sum(squares)), kEps);
+    const float norm = divisor_of(exact(sqrtf(warp_sum(squares)))); // NaN where the squares overflow
     factor = to == nullptr ? 1.0f : exp2f(-rintf(log2f(norm)));
     divisor = norm * factor;
   }
@@ -133,13 +138,13 @@ __global__ void __launch_bounds__(kRowThreads) nce_positives(NceProblem p) {
     squares_t += t * t;
     product += s * t;
   }
-  const float norm_s = p.normalize ? sqrtf(warp_sum(squares_s)) : 1.0f;
-  const float norm_t = p.normalize ? sqrtf(warp_sum(squares_t)) : 1.0f;
+  const float norm_s = p.normalize ? exact(sqrtf(warp_sum(squares_s))) : 1.0f;
+  const float norm_t = p.normalize ? exact(sqrtf(warp_sum(squares_t))) : 1.0f;
   product = warp_sum(product);
   if (lane == 0) {
     p.norm_s[token] = norm_s;
     p.norm_t[token] = norm_t;
-    p.positives[token] = product / fmaxf(norm_s, kEps) / fmaxf(norm_t, kEps);
+    p.positives[token] = exact(product / divisor_of(norm_s) / divisor_of(norm_t));
   }
 }
 
@@ -168,7 +173,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
   for (int i = threadIdx.x; i < kTile; i += kTileThreads) {
     const int64_t token = first + first_row + i, column = first_column + i, other = column - p.rows;
     const bool inside = first_row + i < count, in_batch = other >= 0 && column < p.columns;
-    shared.inverse_norms[i] = inside ? 1.0f / fmaxf(p.norm_s[token], kEps) : 1.0f;
+    shared.inverse_norms[i] = inside ? 1.0f / divisor_of(p.norm_s[token]) : 1.0f;
     shared.inverse_divisors[i] = p.divisors != nullptr && column < p.columns ? 1.0f / p.divisors[column] : 1.0f;
     shared.positives[i] = inside ? p.positives[token] : 0.0f;
     shared.counted[i] = inside && (p.token_mask == nullptr || p.token_mask[token]);
@@ -198,7 +203,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& b = sums[m][n][2 * i + e];
-          b *= shared.inverse_norms[row] * shared.inverse_divisors[column_of(n, e)];
+          b = exact(b * (shared.inverse_norms[row] * shared.inverse_divisors[column_of(n, e)]));
           if (!valid(row, column_of(n, e))) b = -INFINITY;
           largest = fmaxf(largest, b);
         }
@@ -225,7 +230,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
           const float b = sums[m][n][2 * i + e];
           const bool is_valid = b != -INFINITY; // also a NaN
           const float weight = is_valid ? exp2_approximate((b - positive) * scale - reference) : 0.0f;
-          sums[m][n][2 * i + e] = weight * shared.inverse_divisors[column_of(n, e)];
+          sums[m][n][2 * i + e] = is_valid ? weight * shared.inverse_divisors[column_of(n, e)] : 0.0f;
           total += weight;
           differences += weight * (is_valid ? b - positive : 0.0f);
           similarities += is_valid ? b : 0.0f;
@@ -306,20 +311,21 @@ static __global__ void __launch_bounds__(kRowThreads) nce_totals(NceProblem p, i
   }
   const bool counts = p.token_mask == nullptr || p.token_mask[token], any = seen > 0.0f;
   const float x = (reference + log2f(total)) * 0.693147181f;
-  const float loss = any ? (x > 0.0f ? x : 0.0f) + log1pf(expf(-fabsf(x))) : 0.0f;
+  const float nothing = counts ? 0.0f * (tau + positive) : 0.0f; // of a token without negatives: 0, or NaN
+  const float loss = any ? (x > 0.0f ? x : 0.0f) + log1pf(expf(-fabsf(x))) : nothing;
   p.values[token] = counts ? loss : 0.0f;
   p.values[p.tokens + token] = counts ? positive : 0.0f;
   p.values[2 * p.tokens + token] = any ? similarities / seen : 0.0f;
-  p.values[3 * p.tokens + token] = counts && positive >= best ? 1.0f : 0.0f;
+  p.values[3 * p.tokens + token] = counts ? (positive >= best ? 1.0f : 0.0f) + 0.0f * loss : 0.0f; // NaN if the loss is
   if (!p.with_grad) return;
   // p_k = weight * factor * share; to this reference the positive's own weight is 2^-reference.
-  const float share = any ? 1.0f / (total + exp2f(-reference)) : 0.0f;
+  const float share = any ? 1.0f / (total + exp2f(-reference)) : nothing;
   p.scales[token] = share;
-  p.masses[token] = any ? total * share : 0.0f;
-  p.grad_temperature[token] = any ? -differences * share / (tau * tau) : 0.0f;
+  p.masses[token] = any ? total * share : nothing;
+  p.grad_temperature[token] = any ? -differences * share / (tau * tau) : nothing;
 }
 
-// Brings the weights of a tile of 128 candidates to their token's reference.
+// Brings the weights of a tile of 128 candidates to their token's reference, and leaves out candidates that are no numbers.
 template <typename T>
 struct ToOneReference {
   const float* factors; // [tiles, C] at the block's first row
@@ -336,6 +342,7 @@ struct ToOneReference {
       }
     }
   }
+  __device__ void apply_to_b(uint32_t (&b)[4]) const { keep_finite<T>(b); }
   __device__ void apply(uint32_t (&a)[4], int m) const {
     for (int k = 0; k < 4; ++k) a[k] = product_of_pairs<T>(a[k], pairs[m][k % 2]);
   }
@@ -388,7 +395,7 @@ __global__ void __launch_bounds__(kRowThreads) nce_finish(NceProblem p) {
     return;
   }
   const float tau = temperature_of(p), share = p.scales[token] / tau, mass = p.masses[token] / tau;
-  const float norm = p.norm_s[token], norm_s = fmaxf(norm, kEps), norm_t = fmaxf(p.norm_t[token], kEps);
+  const float norm = p.norm_s[token], norm_s = divisor_of(norm), norm_t = divisor_of(p.norm_t[token]);
   float along = 0.0f;
 #pragma unroll 1
   for (int64_t e = lane; e < p.width; e += kWarp) {

@@ -213,3 +213,37 @@ def test_what_no_plan_takes(kernel: ctypes.CDLL | None, shape: tuple[int, int, i
     keys, width_s, width_t = shape
     with pytest.raises(RuntimeError, match="no CUDA kernel"):
         forward(kernel, make(1, 1, 1, keys, width_s, width_t, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("distance", ["mse", "kl"])
+def test_what_counts_and_is_no_number_makes_the_loss_nan(
+    kernel: ctypes.CDLL | None, distance: str, value: float
+) -> None:
+    dtype = torch.bfloat16 if distance == "mse" else torch.float16
+    for name in ("q_s", "k_s", "q_t", "k_t"):
+        x = make(1, 2, 21, 19, 8, 24, heads_s=1, dtype=dtype)
+        x[name][0, 0, 2, 1] = value
+        loss, _, grad_q, grad_k = forward(kernel, x, distance=distance)
+        assert loss.isnan() and grad_q.isnan().any() and grad_k.isnan().any(), name
+
+
+@pytest.mark.parametrize("form", ["keys", "full"])
+@pytest.mark.parametrize("distance", ["mse", "kl"])
+def test_what_does_not_count_and_is_no_number_leaves_no_trace(
+    kernel: ctypes.CDLL | None, distance: str, form: str
+) -> None:
+    x = make(1, 2, 21, 19, 8, 24, heads_s=1, dtype=torch.bfloat16 if distance == "mse" else torch.float16)
+    seen, counted = torch.ones(19, dtype=torch.bool, device=DEVICE), torch.ones(1, 21, dtype=torch.bool, device=DEVICE)
+    seen[3] = counted[0, 5] = False
+    attn_mask = seen if form == "keys" else seen.expand(1, 2, 21, 19).clone()
+    options = {"distance": distance, "attn_mask": attn_mask, "query_mask": counted, "is_causal": form == "full"}
+    expected = forward(kernel, x, **options)
+    for value in (math.nan, math.inf):
+        broken = {name: y.clone() for name, y in x.items()}
+        for name in ("q_s", "q_t"):
+            broken[name][:, :, 5] = value
+        for name in ("k_s", "k_t"):
+            broken[name][:, :, 3] = value
+        for one, other in zip(forward(kernel, broken, **options), expected, strict=True):
+            assert one.isfinite().all() and torch.equal(one, other)

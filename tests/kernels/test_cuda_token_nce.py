@@ -293,3 +293,45 @@ def test_without_gradients_the_same_loss(kernel: ctypes.CDLL | None) -> None:
 def test_no_negative_at_all(kernel: ctypes.CDLL | None) -> None:
     loss, count, gradient, grad_temperature, _ = forward(kernel, make(3, 8, torch.float16), rows(0, 8, torch.float16))
     assert (loss, count, grad_temperature) == (0, 3, 0) and not gradient.any()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_what_counts_and_is_no_number_makes_the_loss_nan(
+    kernel: ctypes.CDLL | None, normalize: bool, dtype: torch.dtype
+) -> None:
+    values = [math.nan, math.inf, -math.inf] + ([1e30] if normalize and dtype == torch.bfloat16 else [])
+    for name in ("h_s", "h_t", "negatives"):
+        for value in values:
+            x, negatives = make(5, 24, dtype), rows(9, 24, dtype)
+            (negatives if name == "negatives" else x[name])[2, 3] = value
+            loss, _, gradient, _, values_of = forward(kernel, x, negatives, normalize=normalize, in_batch=name != "h_s")
+            assert loss.isnan() and gradient[2].isnan().all(), f"{name} {value}"
+            assert values_of[0, 2].isnan() and values_of[3, 2].isnan(), f"{name} {value}"
+            assert name != "h_s" or values_of[:, [0, 1, 3, 4]].isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, math.nan, math.inf])
+def test_a_temperature_without_a_meaning_gives_nan(kernel: ctypes.CDLL | None, temperature: float) -> None:
+    x = make(5, 24, torch.bfloat16) | {"temperature": torch.tensor(temperature, device=DEVICE)}
+    loss, _, gradient, grad_temperature, _ = forward(kernel, x, rows(9, 24, torch.bfloat16))
+    assert loss.isnan() and gradient.isnan().all() and grad_temperature.isnan()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_what_does_not_count_and_is_no_number_leaves_no_trace(
+    kernel: ctypes.CDLL | None, in_batch: bool, dtype: torch.dtype
+) -> None:
+    x, ring = make(5, 24, dtype), queue(12, 24, 9, dtype=dtype)
+    mask = torch.tensor([True, True, False, True, False], device=DEVICE)
+    options = {"token_mask": mask, "token_ids": ring.ids[4].expand(5).contiguous(), "in_batch": in_batch}
+    expected = forward(kernel, x, ring, **options)
+    for value in (math.nan, math.inf):
+        broken = {name: y.clone() for name, y in x.items()}
+        for name in ("h_s", "h_t"):
+            broken[name][~mask] = value
+        ring.rows[9:] = value
+        ring.rows[ring.ids == ring.ids[4]] = value
+        for one, other in zip(forward(kernel, broken, ring, **options), expected, strict=True):
+            assert one.isfinite().all() and torch.equal(one, other)
