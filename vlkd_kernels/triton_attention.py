@@ -42,12 +42,16 @@ def visible_keys(mask, stride_l, stride_m, row, column, queries, keys, MASK: tl.
 def scores(
     q, k, row, column, queries, keys, stride_l, stride_qd, stride_m, stride_kd, dtype: tl.constexpr,
     D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    used_q=None, used_k=None,
 ):  # fmt: skip
-    """The tile of q kᵀ of one head whose first element is (row, column), operands rounded to dtype; NaN where infinite."""
+    """The tile of q kᵀ of one head whose first element is (row, column), operands rounded to dtype; NaN where infinite.
+
+    The scores of rows not in `used_q`, and of keys not in `used_k`, are not wanted: these need not be read.
+    """
     result = tl.zeros([BLOCK_L, BLOCK_M], tl.float32)
     for first in range(0, D, BLOCK_D):
-        tile_q = load_tile(q, row, queries, stride_l, first, D, stride_qd, BLOCK_L, BLOCK_D)
-        tile_k = load_tile(k, column, keys, stride_m, first, D, stride_kd, BLOCK_M, BLOCK_D)
+        tile_q = load_tile(q, row, queries, stride_l, first, D, stride_qd, BLOCK_L, BLOCK_D, used_q)
+        tile_k = load_tile(k, column, keys, stride_m, first, D, stride_kd, BLOCK_M, BLOCK_D, used_k)
         result = dot(tile_q.to(dtype), tl.trans(tile_k.to(dtype)), result)
     return exact(result)
 

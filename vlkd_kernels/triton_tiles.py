@@ -15,23 +15,20 @@ INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 
 @triton.jit
 def load_tile(
-    base, row, rows, stride_row, column, columns, stride_column, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
-):
-    """The tile of a matrix [rows, columns] whose first element is (row, column), 0 outside the matrix."""
+    base, row, rows, stride_row, column, columns, stride_column,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, used=None,
+):  # fmt: skip
+    """The tile of a matrix [rows, columns] whose first element is (row, column), 0 outside the matrix.
+
+    With `used`, 0 also in rows that are not: a NaN there would meet a weight of 0, and be one. A tile that is wanted twice
+    is to be loaded with the same `used` both times, so that the compiler loads it once.
+    """
     row = row + tl.arange(0, BLOCK_ROWS).to(tl.int64)
     column = column + tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    return tl.load(base + row[:, None] * stride_row + column[None, :] * stride_column, mask=inside, other=0.0)
-
-
-@triton.jit
-def load_used_tile(
-    base, row, rows, stride_row, columns, stride_column, used, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
-):
-    """As `load_tile`, whole rows, 0 also in rows that are not `used`: a NaN there would meet a weight of 0, and be one."""
-    row = row + tl.arange(0, BLOCK_ROWS).to(tl.int64)
-    column = tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
-    inside = ((row < rows) & used)[:, None] & (column < columns)[None, :]
+    wanted = row < rows
+    if used is not None:
+        wanted = wanted & used
+    inside = wanted[:, None] & (column < columns)[None, :]
     return tl.load(base + row[:, None] * stride_row + column[None, :] * stride_column, mask=inside, other=0.0)
 
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from vlkd_kernels.triton_attention import HIDDEN, LN_2, any_row, kl_terms, online_sum, scores, visible_keys
-from vlkd_kernels.triton_tiles import dot, exact, load_tile, load_used_tile, weighted_dot
+from vlkd_kernels.triton_tiles import dot, exact, load_tile, weighted_dot
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def head_kernel(
                 MASK, HAS_QUERY_MASK, IS_CAUSAL,
             )  # fmt: skip
             seen_keys = tl.maximum(seen_keys, any_row(used).to(tl.int32))
-        tile_ks = load_used_tile(k_s, 0, keys, stride_ks_m, D_S, stride_ks_d, seen_keys > 0, BLOCK_M, BLOCK_DS)
+        tile_ks = load_tile(k_s, 0, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, BLOCK_DS, seen_keys > 0)
     else:
         tile_ks = load_tile(k_s, 0, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, BLOCK_DS)
     if not RELOAD_T:
@@ -84,17 +84,10 @@ def head_kernel(
         tile_qt = load_tile(
             q_t + b * stride_qt_b + h * stride_qt_h, start, queries, stride_qt_l, 0, D_T, stride_qt_d, BLOCK_L, BLOCK_DT
         ).to(dtype)
-        tile_qs = load_used_tile(
-            q_s + b * stride_qs_b + h * stride_qs_h,
-            start,
-            queries,
-            stride_qs_l,
-            D_S,
-            stride_qs_d,
+        tile_qs = load_tile(
+            q_s + b * stride_qs_b + h * stride_qs_h, start, queries, stride_qs_l, 0, D_S, stride_qs_d, BLOCK_L, BLOCK_DS,
             counted,
-            BLOCK_L,
-            BLOCK_DS,
-        )
+        )  # fmt: skip
         zero = tl.zeros([BLOCK_L, BLOCK_M], tl.float32)
         t, log_t, total_t = _softmax(scale_t * exact(dot(tile_qt, tl.trans(tile_kt), zero)), used, counted)
         p, log_p, total_s = _softmax(scale_s * exact(dot(tile_qs, tl.trans(tile_ks), zero)), used, counted)
@@ -261,9 +254,10 @@ def rows_kernel(
         used = counted[:, None] & visible_keys(
             mask, stride_mask_l, stride_mask_m, row, first + tl.arange(0, BLOCK_M), queries, keys, MASK, IS_CAUSAL
         )
+        used_keys = any_row(used) if MASK != "none" or HAS_QUERY_MASK or IS_CAUSAL else None
         scores_s = scale_s * scores(
             q_s, k_s, start, first, queries, keys, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d,
-            dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS,
+            dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS, used_k=used_keys,
         )  # fmt: skip
         scores_t = scale_t * scores(
             q_t, k_t, start, first, queries, keys, stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d,
@@ -273,10 +267,7 @@ def rows_kernel(
         gradient = p - tl.exp2(tl.where(used, scores_t - lse_t[:, None], HIDDEN))
         if not KL:
             gradient = 2.0 * p * (gradient - delta[:, None])
-        if MASK != "none" or HAS_QUERY_MASK or IS_CAUSAL:
-            tile_k = load_used_tile(k_s, first, keys, stride_ks_m, D_S, stride_ks_d, any_row(used), BLOCK_M, WIDTH)
-        else:
-            tile_k = load_tile(k_s, first, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, WIDTH)
+        tile_k = load_tile(k_s, first, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, WIDTH, used_keys)
         accumulator = weighted_dot(gradient, tile_k, accumulator, dtype)
 
     column = tl.arange(0, WIDTH)
@@ -330,7 +321,7 @@ def keys_kernel(
             )
             scores_s = scale_s * scores(
                 head_qs, k_s, first, start, queries, keys, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d,
-                dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS,
+                dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS, used_q=weight > 0,
             )  # fmt: skip
             scores_t = scale_t * scores(
                 head_qt, head_kt, first, start, queries, keys, stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d,
@@ -341,7 +332,7 @@ def keys_kernel(
             if not KL:
                 delta = tl.load(head_stats + 3 * stats_plane + row, mask=inside, other=0.0)
                 gradient = 2.0 * weight[:, None] * p * (gradient - delta[:, None])
-            tile_q = load_used_tile(head_qs, first, queries, stride_qs_l, D_S, stride_qs_d, weight > 0, BLOCK_L, WIDTH)
+            tile_q = load_tile(head_qs, first, queries, stride_qs_l, 0, D_S, stride_qs_d, BLOCK_L, WIDTH, weight > 0)
             accumulator = weighted_dot(tl.trans(gradient), tile_q, accumulator, dtype)
 
     at = bk * keys + column

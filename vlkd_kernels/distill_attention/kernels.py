@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from vlkd_kernels.triton_attention import HIDDEN, LN_2, any_row, kl_terms, online_sum, scores, visible_keys
-from vlkd_kernels.triton_tiles import exact, load_tile, load_used_tile, rounded, weighted_dot
+from vlkd_kernels.triton_tiles import exact, load_tile, rounded, weighted_dot
 
 
 @triton.jit
@@ -84,10 +84,8 @@ def forward_kernel(
         p = tl.exp2(tl.where(visible, scores_s, float("-inf")) - shift[:, None])
         if HAS_DROPOUT:
             p = p * _kept(seed, bh, row, column, dropout_p, BLOCK_L, BLOCK_M)
-        if MASK != "none" or IS_CAUSAL:
-            tile_v = load_used_tile(v_s, first, keys, stride_vs_m, D_V, stride_vs_d, any_row(visible), BLOCK_M, WIDTH_V)
-        else:
-            tile_v = load_tile(v_s, first, keys, stride_vs_m, 0, D_V, stride_vs_d, BLOCK_M, WIDTH_V)
+        seen_keys = any_row(visible) if MASK != "none" or IS_CAUSAL else None
+        tile_v = load_tile(v_s, first, keys, stride_vs_m, 0, D_V, stride_vs_d, BLOCK_M, WIDTH_V, seen_keys)
         accumulator = weighted_dot(p, tile_v, accumulator * tl.exp2(before - shift)[:, None], dtype)
         if not HAS_LSE:
             scores_t = scale_t * scores(
@@ -158,11 +156,12 @@ def _score_gradient(
     dtype: tl.constexpr, D_S: tl.constexpr, D_T: tl.constexpr, D_V: tl.constexpr,
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_DROPOUT: tl.constexpr, KL: tl.constexpr,
+    used_q=None, used_k=None,
 ):  # fmt: skip
     """The gradient of a tile of the student's scores, and that tile of its map after dropout; 0 where not `used`."""
     scores_s = scale_s * scores(
         q_s, k_s, row_first, column_first, queries, keys, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d,
-        dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS,
+        dtype, D_S, BLOCK_L, BLOCK_M, BLOCK_DS, used_q, used_k,
     )  # fmt: skip
     scores_t = scale_t * scores(
         q_t, k_t, row_first, column_first, queries, keys, stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d,
@@ -238,14 +237,15 @@ def queries_kernel(
         used = has_gradient[:, None] & visible_keys(
             mask, stride_mask_l, stride_mask_m, row, first + tl.arange(0, BLOCK_M), queries, keys, MASK, IS_CAUSAL
         )
+        used_keys = any_row(used)
         gradient, _ = _score_gradient(
             q_s, k_s, v_s, q_t, k_t, grad_out, seed, bh, start, first, used, lse_s, lse_t, coefficient, total,
             stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d, stride_vs_m, stride_vs_d,
             stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d, stride_go_l, stride_go_d,
             queries, keys, scale_s, scale_t, dropout_p,
-            dtype, D_S, D_T, D_V, BLOCK_DS, BLOCK_DT, BLOCK_DV, BLOCK_L, BLOCK_M, HAS_DROPOUT, KL,
+            dtype, D_S, D_T, D_V, BLOCK_DS, BLOCK_DT, BLOCK_DV, BLOCK_L, BLOCK_M, HAS_DROPOUT, KL, used_k=used_keys,
         )  # fmt: skip
-        tile_k = load_used_tile(k_s, first, keys, stride_ks_m, D_S, stride_ks_d, any_row(used), BLOCK_M, WIDTH)
+        tile_k = load_tile(k_s, first, keys, stride_ks_m, 0, D_S, stride_ks_d, BLOCK_M, WIDTH, used_keys)
         accumulator = weighted_dot(gradient, tile_k, accumulator, dtype)
     column = tl.arange(0, WIDTH)
     tl.store(
@@ -308,11 +308,9 @@ def keys_kernel(
                 total, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d, stride_vs_m, stride_vs_d,
                 stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d, stride_go_l, stride_go_d,
                 queries, keys, scale_s, scale_t, dropout_p,
-                dtype, D_S, D_T, D_V, BLOCK_DS, BLOCK_DT, BLOCK_DV, BLOCK_L, BLOCK_M, HAS_DROPOUT, KL,
+                dtype, D_S, D_T, D_V, BLOCK_DS, BLOCK_DT, BLOCK_DV, BLOCK_L, BLOCK_M, HAS_DROPOUT, KL, used_q=has_gradient,
             )  # fmt: skip
-            tile_q = load_used_tile(
-                head_qs, first, queries, stride_qs_l, D_S, stride_qs_d, has_gradient, BLOCK_L, WIDTH
-            )
+            tile_q = load_tile(head_qs, first, queries, stride_qs_l, 0, D_S, stride_qs_d, BLOCK_L, WIDTH, has_gradient)
             tile_go = load_tile(head_go, first, queries, stride_go_l, 0, D_V, stride_go_d, BLOCK_L, WIDTH_V)
             sum_k = weighted_dot(tl.trans(gradient), tile_q, sum_k, dtype)
             sum_v = weighted_dot(tl.trans(kept), tile_go, sum_v, dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vlkd_kernels.triton_tiles import dot, exact, load_tile, load_used_tile, rounded, weighted_dot
+from vlkd_kernels.triton_tiles import dot, exact, load_tile, rounded, weighted_dot
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -359,9 +359,8 @@ def gradient_kernel(
         tile_w = load_tile(weights, start_n, tokens, stride_w, first, rows, 1, BLOCK_N, BLOCK_K)
         k = first + tl.arange(0, BLOCK_K)
         norm = tl.load(norm_c + k, mask=k < rows, other=1.0)
-        own = candidates + start_e * stride_c_e
-        tile_c = load_used_tile(
-            own, first, rows, stride_c_k, width - start_e, stride_c_e, norm == norm, BLOCK_K, BLOCK_E
+        tile_c = load_tile(
+            candidates, first, rows, stride_c_k, start_e, width, stride_c_e, BLOCK_K, BLOCK_E, norm == norm
         )
         accumulator = weighted_dot(tile_w, tile_c, accumulator, DTYPE)
     n = start_n + tl.arange(0, BLOCK_N)
