@@ -90,6 +90,21 @@ def test_every_stage_runs_on_what_the_one_before_left(data: StageData, recipe: R
     assert _terms(tmp_path / "teacher-own") == {"answers"}
 
 
+def test_texts_that_a_budget_cuts_are_counted(data: StageData, recipe: Recipe) -> None:
+    assert data.cut(recipe, "captioning") == data.cut(recipe, "vqa") == []
+    corpus = data.corpora["train"]
+    captions = (("a red star " * 9, "a red star"), *corpus.captions[1:])
+    asked = tuple(replace(question, text="what is it ? " * 9) for question in corpus.questions[0])
+    long = replace(corpus, captions=captions, questions=(asked, *corpus.questions[1:]))
+    changed = replace(data, corpora={"train": long, "test": replace(long, split="test")})
+    narrow = recipe.model_copy(update={"text": recipe.text.model_copy(update={"tags": 3})})
+    tags = "The tags of 8 of 8 pictures of the split 'train' are longer than text.tags = 3 tokens, and are cut."
+    cut = "1 of 16 captions of the split 'train' are longer than text.caption = 12 tokens, and are cut."
+    assert changed.cut(narrow, "pretraining") == changed.cut(narrow, "captioning") == [cut, tags]
+    cut = "1 of 8 questions of the split '{}' are longer than text.question = 10 tokens, and are cut."
+    assert changed.cut(recipe, "vqa") == [cut.format("train"), cut.format("test")]
+
+
 def test_questions_without_an_answer_are_left_out_and_counted(data: StageData, recipe: Recipe) -> None:
     corpus = data.corpora["train"]
     unknown = tuple(replace(question, answer="") for question in corpus.questions[0])

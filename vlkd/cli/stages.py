@@ -240,7 +240,7 @@ def _train(recipe: str, settings: list[str] | None, data: Path, out: Path, stage
     resolved = load_recipe(recipe, settings or ())
     with resumable():
         opened = StageData.open(data, resolved)
-        if note := opened.left_out(stage.task):
+        for note in filter(None, (opened.left_out(stage.task), *opened.cut(resolved, stage.task))):
             tell(note)
         model = train_stage(out, resolved, stage, opened)
     tell(f"The model: {model}")

@@ -31,7 +31,11 @@ _OTHER_PICTURE_SEED = 0
 
 
 class _TaskSet(Dataset[Sample]):
-    """What the three have in common: tags as token ids, epochs, the condition, the collator."""
+    """What the three have in common: tags as token ids, epochs, the condition, the collator.
+
+    Attributes:
+        cut_texts, cut_tags: how many captions or questions, and how many pictures' tags, are longer than their budget.
+    """
 
     task: Task
 
@@ -55,6 +59,7 @@ class _TaskSet(Dataset[Sample]):
         self.collator = Collator(tokenizer, text, view, source, self.task, padding)
         self._tokens = TokenIds.of(tokenizer)
         self._text = text
+        self.cut_texts = self.cut_tags = 0
         shown = another_picture(len(corpus)) if condition == "other" else np.arange(len(corpus))
         self._shown = [corpus.keys[index] for index in shown]
         self._tags = self._tag_ids(source.tags(self._shown, stored_view(view)))
@@ -89,6 +94,7 @@ class _TaskSet(Dataset[Sample]):
             return []
         words = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         most = self.collator.text_budget - 2 - len(end)
+        self.cut_texts = sum(len(ids) > most for ids in words)
         return [np.array([self._tokens.cls, *ids[:most], *end, self._tokens.sep]) for ids in words]
 
     def _tag_ids(self, tags: Sequence[Sequence[str]]) -> list[np.ndarray]:
@@ -97,7 +103,8 @@ class _TaskSet(Dataset[Sample]):
         pieces = self.tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
         ids_of = dict(zip(words, pieces, strict=True))
         most = self.collator.tags_budget - 1
-        rows = ([piece for word in row for piece in ids_of[word]] for row in tags)
+        rows = [[piece for word in row for piece in ids_of[word]] for row in tags]
+        self.cut_tags = max(self.cut_tags, sum(len(row) > most for row in rows))
         return [np.array([*row[:most], self._tokens.sep]) for row in rows]
 
     def _picture(self, index: int) -> dict:

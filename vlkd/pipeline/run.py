@@ -102,7 +102,8 @@ def _run_all(run: Run, workshop: Workshop, command: str, jobs: int | None, start
         data, first = workshop.data, []
         tasks, own = _tasks(data), "own" in data.store.views
         splits = [split for split in SPLITS if split in data.corpora and all(_has(data, split, task) for task in tasks)]
-        notes = [*_untested(data), *filter(None, map(data.left_out, tasks))]
+        cut = [] if run.finished else [note for task in tasks for note in data.cut(recipe, task)]
+        notes = [*_untested(data), *filter(None, map(data.left_out, tasks)), *dict.fromkeys(cut)]
         for note in notes if state.is_main_process else ():
             Console().print(note, highlight=False)
     plan = plan_method(recipe, folder, tasks, own, start)

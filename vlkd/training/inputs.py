@@ -177,6 +177,30 @@ class StageData:
             else None
         )
 
+    def cut(self, recipe: Recipe, task: str) -> list[str]:
+        """A sentence for each budget of the recipe that cuts texts or tags of ``task``."""
+        view = "paired" if "paired" in self.store.views else "own"
+        what, budget = ("questions", recipe.text.question) if task == "vqa" else ("captions", recipe.text.caption)
+        told = []
+        for split in ("train", "test") if task == "vqa" else ("train",):
+            if split not in self.corpora or not any(getattr(self.corpora[split], what)):
+                continue
+            corpus = self.corpora[split].with_texts(what)
+            common = (corpus, self.store, self.tokenizer, recipe.text, view)
+            samples = VQASet(*common, answers=self.answer_vocabulary()) if task == "vqa" else CaptioningSet(*common)
+            if samples.cut_texts:
+                total = sum(map(len, getattr(corpus, what)))
+                told.append(
+                    f"{samples.cut_texts} of {total} {what} of the split '{split}' are longer than text.{what[:-1]} = {budget} tokens, "
+                    "and are cut."
+                )
+            if samples.cut_tags:
+                told.append(
+                    f"The tags of {samples.cut_tags} of {len(corpus)} pictures of the split '{split}' are longer than text.tags = "
+                    f"{recipe.text.tags} tokens, and are cut."
+                )
+        return told
+
     def _answers(self, vocabulary: AnswerVocabulary, corpus: Corpus, text: Text) -> Answers:
         log_odds = torch.from_numpy(vocabulary.log_odds(corpus))
         words = self.tokenizer(list(vocabulary.answers), add_special_tokens=False)["input_ids"]
