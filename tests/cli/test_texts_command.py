@@ -56,6 +56,32 @@ def test_texts_are_checked_added_and_counted(data: Path, tmp_path: Path) -> None
     )
 
 
+def test_columns_that_nothing_is_read_of_are_told(data: Path, tmp_path: Path) -> None:
+    captions = table(tmp_path, "id,picture,caption,split", "1,42.jpg,a dog,train", "2,7.jpg,two cats,test")
+    sentence = f"'{captions}': nothing is read of 'id' and 'split', and every row is taken whatever stands there."
+    assert f"note: {sentence}" in vlkd("data", "validate", "--captions", captions, "--data", data)
+    assert sentence in vlkd("data", "texts", data, "--split", "train", "--captions", captions)
+    questions = table(tmp_path, "picture,question,answer,comment", "42.jpg,what ?,dog,x")
+    told = vlkd("data", "validate", "--questions", questions)
+    assert "nothing is read of 'comment'" in told and "0 errors, 1 notes" in told
+    corpus = tmp_path / "corpus.tsv"
+    corpus.write_text("42\t0\ta dog\n")
+    assert "nothing is read" not in vlkd("data", "validate", "--captions", corpus)
+
+
+def test_answers_outside_of_the_given_ones_are_told_before_an_import(tmp_path: Path) -> None:
+    questions = table(tmp_path, "picture,question,answer", "42.jpg,what ?,dog", "7.jpg,what ?,cat")
+    (tmp_path / "answers.json").write_text('{"cat": 0}')
+    told = vlkd("data", "validate", "--questions", questions, "--answers", tmp_path / "answers.json")
+    assert "1 of 2 questions have an answer that is none of the 1 in" in told and "0 errors, 1 notes" in told
+
+
+def test_a_file_of_ones_own_among_the_splits_is_named_with_what_to_do(data: Path, tmp_path: Path) -> None:
+    (data / "captions.json").write_text('[{"image_id": 42, "caption": "a dog"}]')
+    with pytest.raises(VlkdError, match=r"captions\.json' is no corpus: .*put a file of your own into another folder"):
+        vlkd("data", "texts", data, "--split", "train", "--captions", data / "captions.json")
+
+
 def test_a_test_split_without_answers_is_left_out_of_a_run(data: Path, tmp_path: Path) -> None:
     answered = table(tmp_path, "picture,question,answer", *(f"{key},what ?,dog" for key in KEYS))
     vlkd("data", "texts", data, "--split", "train", "--questions", answered)

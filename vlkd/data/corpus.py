@@ -166,7 +166,9 @@ class Corpus:
             rows = zip(keys, captions, questions, strict=True)
             texts = [_checked_texts(*row, f"'{path}', picture {short(row[0])}") for row in rows]
         except (KeyError, TypeError) as error:
-            raise VlkdError(f"'{path}' is no corpus: expected what `Corpus.save` writes.") from error
+            raise VlkdError(
+                f"'{path}' is no corpus: expected texts that `vlkd data texts` wrote; put a file of your own into another folder."
+            ) from error
         numbers = Counter(question.id for _, asked in texts for question in asked if question.id is not None)
         if twice := [number for number, count in numbers.most_common(1) if count > 1]:
             raise VlkdError(f"'{path}' has several questions with the id {twice[0]}, but one id is one question's.")

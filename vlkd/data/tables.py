@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from vlkd.data.csv_rows import DELIMITERS, csv_rows, header_of
 from vlkd.data.text_files import checked_key, checked_text, first_line, read_text, short
@@ -53,6 +54,15 @@ def read_question_table(path: Path) -> dict[str, list[Question]]:
 def is_caption_table(path: Path) -> bool:
     """Whether a file begins with the header of a table of captions."""
     return _delimiter(first_line(path), path, PICTURE, CAPTION) is not None
+
+
+def unread_columns(path: Path, of: Literal["captions", "questions"]) -> list[str]:
+    """The names in a table's first line of the columns that nothing is read of; none of a file that is no such table."""
+    wanted = (PICTURE, CAPTION) if of == "captions" else (PICTURE, QUESTION, ANSWER)
+    line = first_line(path)
+    delimiter = _delimiter(line, path, *wanted)
+    header = () if delimiter is None else header_of(line, delimiter, path)
+    return [name for name in header if name and not any(_base(name) in names for names in wanted)]
 
 
 @lru_cache(maxsize=1 << 12)  # a picture's captions stand together

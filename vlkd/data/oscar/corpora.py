@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.json_rows import read_json
@@ -12,7 +12,8 @@ from vlkd.data.merging import NewTexts, Tell, add_texts
 from vlkd.data.oscar.naming import Naming
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.oscar.texts import file_names, read_answers, read_captions, read_questions
-from vlkd.data.tables import TABLES, read_question_table
+from vlkd.data.tables import TABLES, read_question_table, unread_columns
+from vlkd.data.text_files import short
 from vlkd.data.vqa_v2 import asked_questions, read_annotations
 from vlkd.data.vqa_v2 import read_questions as read_vqa_questions
 from vlkd.errors import VlkdError
@@ -58,7 +59,8 @@ def import_texts(
     if corpus is None:
         raise VlkdError("There are no texts: give --captions, or --questions, or both.")
     corpus = matched(corpus, store.keys, sources)
-    tell(f"Texts of {len(corpus)} of the {len(store)} pictures that have regions.")
+    for note in (*text_notes(sources), f"Texts of {len(corpus)} of the {len(store)} pictures that have regions."):
+        tell(note)
     return add_texts(Path(folder), new_texts(corpus, answers, sources, least), tell)
 
 
@@ -66,6 +68,19 @@ def new_texts(corpus: Corpus, answers: AnswerVocabulary | None, sources: Sources
     """What :func:`read_texts` found, ready to be added."""
     counted = sources.annotations is not None and answers is None
     return NewTexts(corpus, answers, least if counted else None, lines=_is_table(sources.questions))
+
+
+def text_notes(sources: Sources) -> list[str]:
+    """What is to be known of sound files of texts, a sentence each: the columns of tables that nothing is read of."""
+    unread = [
+        (sources.captions, unread_columns(sources.captions, "captions") if _is_table(sources.captions) else []),
+        (sources.questions, unread_columns(sources.questions, "questions") if _is_table(sources.questions) else []),
+    ]
+    return [
+        f"'{path}': nothing is read of {' and '.join(map(short, names))}, and every row is taken whatever stands there."
+        for path, names in unread
+        if names
+    ]
 
 
 def read_texts(sources: Sources, split: str) -> Texts:
@@ -136,7 +151,7 @@ def _ways(corpus: Corpus, pictures: Sequence[str], sources: Sources) -> tuple[Na
     return by_file, Naming(questions, pictures, {} if _is_table(sources.questions) else files)
 
 
-def _is_table(path: Path | None) -> bool:
+def _is_table(path: Path | None) -> TypeGuard[Path]:
     return path is not None and path.suffix.lower() in (*TABLES, ".tsv")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.merging import Tell, add_texts, check_new
-from vlkd.data.oscar.corpora import LEAST, matched, matched_tags, new_texts, read_texts
+from vlkd.data.oscar.corpora import LEAST, matched, matched_tags, new_texts, read_texts, text_notes
 from vlkd.data.oscar.pictures import Pictures
 from vlkd.data.oscar.sources import Sources
 from vlkd.data.store import FeatureType, RegionStore, finish_store, part_name, unfinished_folder, write_part
@@ -87,7 +87,11 @@ def import_oscar(
         shutil.rmtree(parts, ignore_errors=True)
         raise
     if corpus is not None:  # before the store, whose being there says that nothing is left to do
-        tell(f"Texts of {len(corpus)} of the {len(pictures.keys)} pictures that have regions.")
+        for note in (
+            *text_notes(sources),
+            f"Texts of {len(corpus)} of the {len(pictures.keys)} pictures that have regions.",
+        ):
+            tell(note)
         corpus = add_texts(folder, new_texts(corpus, answers, sources, least), tell)
     fingerprint = hashlib.sha256(json.dumps(_settings(sources.files(), sources, dtype)).encode()).hexdigest()[:16]
     store = finish_store(folder / "store", fingerprint)

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.json_rows import first_few
 from vlkd.data.merging import check_new
-from vlkd.data.oscar.corpora import LEAST, Tags, matched, matched_tags, new_texts, read_texts
+from vlkd.data.oscar.corpora import LEAST, Tags, matched, matched_tags, new_texts, read_texts, text_notes
 from vlkd.data.oscar.pictures import Finding, Kept, Pictures
 from vlkd.data.oscar.sources import Sources
 from vlkd.errors import VlkdError
@@ -95,6 +96,7 @@ def _texts(
     except VlkdError as error:
         yield Finding(str(error))
         return
+    yield from (Finding(note, fatal=False) for note in text_notes(sources))
     if corpus is not None and keys is not None and len(corpus) < len(keys):
         texts = " and ".join(f"'{path}'" for path in (sources.captions, sources.questions) if path is not None)
         yield Finding(
@@ -103,3 +105,17 @@ def _texts(
     if corpus is not None and (count := corpus.unanswered()):
         total = sum(map(len, corpus.questions))
         yield Finding(f"'{sources.questions}': {count} of {total} questions have no answer.", fatal=False)
+    if corpus is not None and answers is not None and (count := _outside(corpus, answers)):
+        total = sum(map(len, corpus.questions))
+        yield Finding(
+            f"'{sources.questions}': {count} of {total} questions have an answer that is none of the {len(answers)} in "
+            f"'{sources.answers}'.",
+            fatal=False,
+        )
+
+
+def _outside(corpus: Corpus, answers: AnswerVocabulary) -> int:
+    """How many questions have an answer of their own that is none of ``answers``."""
+    return sum(
+        bool(question.answer) and not answers.knows(question) for asked in corpus.questions for question in asked
+    )
