@@ -136,3 +136,9 @@ def scores(
             later = torch.arange(k.shape[2], device=q.device) > part[:, None]
             result = result.masked_fill(later, -torch.inf)
         yield result
+
+
+@torch.no_grad()
+def log_sum_exp(q: Tensor, k: Tensor, scale: float, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Of every row's visible scores, [B, H, L], some rows at a time; -inf in rows that see no key."""
+    return torch.cat([part.logsumexp(-1) for part in scores(q, k, scale, attn_mask, is_causal)], dim=-1)

@@ -155,6 +155,41 @@ def test_keys_after_the_last_query_are_nobodys_where_attention_is_causal(backend
             torch.testing.assert_close(y, expected[name])
 
 
+@pytest.mark.parametrize("form", ["left out", "unused"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_only_unwanted_rows_see_leaves_no_trace(backend: str, form: str) -> None:
+    """A key or value that is not finite is seen by one query, and nobody takes that row of the output, or counts it."""
+    need("distill_attention", backend)
+    b, _, queries, keys = SHAPES["ragged"][:4]
+    seen = torch.ones(b, 1, queries, keys, dtype=torch.bool, device=DEVICE)
+    seen[:, :, :, 3] = False
+    seen[:, :, 2, 3] = True
+    wanted = torch.ones(b, queries, dtype=torch.bool, device=DEVICE)
+    wanted[:, 2] = False
+
+    def found(x: dict[str, Tensor]) -> dict[str, Tensor]:
+        x = {name: y.clone().requires_grad_(name in ("q_s", "k_s", "v_s")) for name, y in x.items()}
+        query_mask = wanted if form == "left out" else None
+        options: dict[str, Any] = {"attn_mask": seen, "query_mask": query_mask, "backend": backend, "return_lse": True}
+        out, loss, lse = distill_attention(x["q_s"], x["k_s"], x["v_s"], x["q_t"], x["k_t"], **options)
+        kept = out.transpose(1, 2)[wanted]
+        (kept.square().sum() + 3 * loss).backward()
+        result = {"loss": loss.detach(), "out": kept.detach(), "lse": lse.transpose(1, 2)[wanted]}
+        return result | {name: y.grad for name, y in x.items() if y.grad is not None}
+
+    x = tensors("ragged", torch.float32)
+    expected = found(x)
+    names = ("v_s", "k_s", "k_t") if form == "left out" else ("v_s",)  # where the row counts, its keys do
+    for name in names[backend == "triton" :]:  # whose product with a tile of values spreads them over the tile's rows
+        for value in values_for(backend):
+            broken = {**x, name: x[name].clone()}
+            broken[name][:, :, 3, 1] = value
+            for key, y in found(broken).items():
+                torch.testing.assert_close(
+                    y, expected[key], msg=lambda text, at=f"{name} {value} {key}": f"{at}: {text}"
+                )
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_that_are_not_finite_reach_the_output(backend: str) -> None:
     need("distill_attention", backend)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlkd_kernels.attention import scores, seen_keys
+from vlkd_kernels.attention import log_sum_exp
 from vlkd_kernels.attention_mse import attention_mse
 from vlkd_kernels.distill_attention.broken_rows import with_broken, without_broken
 
@@ -31,13 +31,13 @@ def forward(
     return_lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Output, loss sum, count, and the student's log-sum-exp if it is wanted; `lse_t` is not needed."""
-    q, mark = without_broken(q_s, query_mask)
-    out = with_broken(_attend(q, k_s, v_s, dropout_p, scale_s, attn_mask, is_causal), mark)
+    finite, mark = without_broken(q_s, k_s, v_s, attn_mask, is_causal)
+    out = with_broken(_attend(*finite, dropout_p, scale_s, attn_mask, is_causal), mark)
     loss, count = attention_mse(
         q_s, k_s, q_t, k_t, scale_s=scale_s, scale_t=scale_t, attn_mask=attn_mask, query_mask=query_mask,
         is_causal=is_causal, distance=distance, reduction="sum", backend="cpu", return_count=True,
     )  # fmt: skip
-    return out, loss, count, _log_sum_exp(q_s, k_s, scale_s, attn_mask, is_causal) if return_lse else None
+    return out, loss, count, log_sum_exp(q_s, k_s, scale_s, attn_mask, is_causal) if return_lse else None
 
 
 def _attend(
@@ -45,8 +45,6 @@ def _attend(
 ) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     if attn_mask is None:
-        if is_causal and k.shape[2] > q.shape[2]:
-            k, v = k[:, :, : q.shape[2]], v[:, :, : q.shape[2]]  # nobody sees the others
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=grouped
         )
@@ -54,16 +52,7 @@ def _attend(
     if is_causal:  # torch takes one or the other
         visible = visible & torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     sees = visible.any(-1, keepdim=True)
-    # A NaN in what nobody sees, and in who sees nothing, would meet a weight of 0, and be one.
-    seen = seen_keys(visible, k.shape[1])
-    q, k, v = q.masked_fill(~sees, 0), k.masked_fill(~seen, 0), v.masked_fill(~seen, 0)
     # A row that sees no key attends everywhere, for its softmax would be NaN, and is cleared afterwards.
     visible = (visible | ~sees).expand(*visible.shape[:2], q.shape[2], k.shape[2])
     out = F.scaled_dot_product_attention(q, k, v, visible, dropout_p, scale=scale, enable_gqa=grouped)
     return out.masked_fill(~sees, 0)
-
-
-@torch.no_grad()
-def _log_sum_exp(q: Tensor, k: Tensor, scale: float, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    """[B, H, L], some rows at a time."""
-    return torch.cat([part.logsumexp(-1) for part in scores(q, k, scale, attn_mask, is_causal)], dim=-1)

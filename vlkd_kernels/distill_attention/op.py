@@ -52,7 +52,7 @@ def distill_attention(
         ∂scores = P ∘ (Z ∘ ∂out v_sᵀ + c (P - T) - (D + c δ))
 
     A NaN or an infinity is treated as in `attention_mse`; `out` is NaN in the rows that it reaches, and a row of `out` whose
-    incoming gradient is 0 passes none on.
+    incoming gradient is 0 passes none on. With "triton" one in `v_s` also reaches rows near those that see it.
 
     Args:
         q_s: the student's queries [B, H, L, D_s].

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlkd_kernels.attention import seen_keys
+from vlkd_kernels.attention import log_sum_exp, seen_keys
 from vlkd_kernels.attention_mse import attention_mse
 from vlkd_kernels.distill_attention.broken_rows import with_broken, without_broken
 from vlkd_kernels.dtypes import accumulator
@@ -66,9 +66,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Output, loss sum, count, and the student's log-sum-exp if it is wanted."""
     dtype = accumulator(q_s.dtype)
-    q, mark = without_broken(q_s, query_mask)
+    finite, mark = without_broken(q_s, k_s, v_s, attn_mask, is_causal)
     out, lse = attend(
-        *(x.to(dtype) for x in (q, k_s, v_s)),
+        *(x.to(dtype) for x in finite),
         scale=scale_s,
         attn_mask=attn_mask,
         is_causal=is_causal,
@@ -78,6 +78,6 @@ def forward(
         q_s, k_s, q_t, k_t, scale_s=scale_s, scale_t=scale_t, attn_mask=attn_mask, query_mask=query_mask,
         is_causal=is_causal, distance=distance, reduction="sum", backend="reference", return_count=True,
     )  # fmt: skip
-    if mark is not None:
-        lse = lse.masked_fill(mark.isnan().squeeze(-1) & ~lse.isneginf(), torch.nan)
+    if mark is not None and return_lse:
+        lse = log_sum_exp(q_s, k_s, scale_s, attn_mask, is_causal)
     return with_broken(out.to(q_s.dtype), mark), loss, count, lse if return_lse else None
