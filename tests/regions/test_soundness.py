@@ -29,7 +29,7 @@ OF_A_FILE = {
     "corners exchanged": (BOXES[:, [2, 3, 0, 1]], r"the box \(300, 200, 10, 20\) of region 0 .* has no area"),
     "no height": (np.array([[10, 400, 300, 400.0]]), "has no area"),
     "a resized picture's": (BOXES * 1.6, "reaches beyond the picture of 640 x 480 .* resized"),
-    "y before x": (BOXES[:, [1, 0, 3, 2]], "reaches beyond the picture of 640 x 480 .* are the two exchanged"),
+    "y before x": (BOXES[:, [1, 0, 3, 2]], "reaches beyond the picture of 640 x 480 .* the two may be exchanged"),
     "negative": (BOXES - np.array([30, 0, 0, 0]), r"the box \(-20, 20, 300, 200\) of region 0"),
     "not finite": (np.where(BOXES == 300, np.nan, BOXES), r"the box \(10, 20, nan, 200\) of region 0 .* not finite"),
 }

@@ -74,7 +74,7 @@ def read_json(path: Path | str, what: str) -> Any:
         VlkdError: it is not there, or holds something else; ``what`` says in the error what it should be.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise VlkdError(f"There is no {what} file '{path}': check the path.")
     text = read_text(path)
     try:

@@ -6,6 +6,7 @@ import codecs
 import reprlib
 from pathlib import Path
 
+from vlkd.data.containers import no_text
 from vlkd.errors import VlkdError
 
 LONGEST_TEXT = 10_000  # characters; a longer one is a quote that was not closed, or another column
@@ -29,9 +30,13 @@ def read_text(path: Path | str) -> str:
         VlkdError: there is no such file, or it is no such text; the first line that cannot be read is named.
     """
     path = Path(path)
+    if path.is_dir():
+        raise VlkdError(f"'{path}' is a folder, but a file is expected.")
     if not path.is_file():
         raise VlkdError(f"There is no file '{path}': check its name.")
     raw = path.read_bytes()
+    if what := no_text(raw):
+        raise VlkdError(f"'{path}' {what}.")
     mark, encoding = next((pair for pair in _MARKS if raw.startswith(pair[0])), (b"", "utf-8"))
     raw = raw[len(mark) :]
     try:

@@ -88,7 +88,7 @@ def file_box_problem(boxes: np.ndarray, width: int, height: int) -> str | None:
         return None
     turned = not _outside(boxes, height, width).any()
     return f"{_box(boxes, outside)} reaches beyond the picture of {width} x {height} (width x height): " + (
-        "are the two exchanged?" if turned else "are they of a resized picture, or of another one?"
+        "the two may be exchanged" if turned else "the boxes may be of a resized picture, or of another one"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 import unicodedata
@@ -291,6 +292,28 @@ def test_tags_beside_questions_go_where_the_questions_go(tmp_path: Path) -> None
     assert matched_tags(tags, corpus, ["COCO_train2014_000000000042", "7"], sources) == {
         "COCO_train2014_000000000042": ("dog", "cat")
     }
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.csv.gz", "captions.json", "captions.xlsx"])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (gzip.compress(b"picture,caption\na,x\n"), "is compressed, .*: `gunzip -k` it first"),
+        (b"PK\x03\x04" + bytes(20), r"is compressed, .* \(a spreadsheet: save it as CSV\)"),
+        (pickle.dumps({"a": "x"}), "is a pickle, and no pickle is ever loaded"),
+    ],
+    ids=["gzip", "zip", "pickle"],
+)
+def test_texts_that_are_no_text_are_called_what_they_are(
+    name: str, content: bytes, sentence: str, tmp_path: Path
+) -> None:
+    refused(read_captions, written(tmp_path, content, name), sentence)
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.json"])
+def test_a_folder_in_the_place_of_texts_is_called_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    refused(read_captions, tmp_path / name, "is a folder, but a file is expected")
 
 
 @pytest.mark.parametrize("option", ["tags", "own_tags", "classes", "own_classes"])

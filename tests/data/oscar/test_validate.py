@@ -234,3 +234,11 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     assert "is empty" in finding.problem
     with pytest.raises(VlkdError, match="without --teacher"):
         list(validate(replace(Sources(), student=tmp_path / "x.tsv")))
+
+
+def test_one_file_in_two_places_is_noted(tmp_path: Path) -> None:
+    sources = sound(tmp_path)
+    (found,) = validate(replace(sources, own=sources.teacher))
+    assert not found.fatal and "--teacher and --own are one file" in found.problem
+    (found,) = validate(replace(sources, teacher=sources.student, own=None, own_tags=None))
+    assert not found.fatal and "--student and --teacher are one file" in found.problem

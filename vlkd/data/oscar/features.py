@@ -20,8 +20,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlkd.data.containers import require_file
 from vlkd.data.oscar.arrays import SUFFIXES, ArrayFile
-from vlkd.data.oscar.containers import require_file
 from vlkd.data.oscar.encoded import StoredAs
 from vlkd.data.oscar.found import FeatureFile
 from vlkd.data.oscar.rows import RowFile

@@ -83,6 +83,7 @@ class Pictures:
         for file in (*self.files.values(), *(tags for tags in self._tags.values() if tags is not None)):
             self._found(*file.problems)
         self._check_classes(names)
+        self._note_same_file()
         self._check_keys()
 
     def without_index(self) -> list[Path]:
@@ -100,6 +101,18 @@ class Pictures:
 
     def _found(self, *problems: str, fatal: bool = True) -> None:
         self.findings += [Finding(problem, fatal) for problem in problems]
+
+    def _note_same_file(self) -> None:
+        """One file in two places is rarely meant, though one detector may serve both models."""
+        sides = list(self.files)
+        for place, side in enumerate(sides):
+            for other in sides[:place]:
+                if self.files[side].path.resolve() == self.files[other].path.resolve():
+                    self._found(
+                        f"--{other} and --{side} are one file, '{self.files[side].path}': student and teacher then read the same "
+                        "numbers, or the teacher's own boxes are the student's.",
+                        fatal=False,
+                    )
 
     def _check_classes(self, names: Mapping[str, tuple[str, ...] | None]) -> None:
         """Names of classes belong to files with class numbers."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from vlkd.data.oscar.containers import require_text
+from vlkd.data.containers import require_text
 from vlkd.data.oscar.encoded import StoredAs
 from vlkd.errors import VlkdError
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlkd.data.oscar.containers import require_text
+from vlkd.data.containers import require_text
 from vlkd.data.oscar.encoded import brief, parse_json, share_problem, size_of
 from vlkd.data.oscar.tsv import KeyedTsv, TsvFile
 from vlkd.errors import VlkdError

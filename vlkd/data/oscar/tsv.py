@@ -6,7 +6,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlkd.data.oscar.containers import require_text
+from vlkd.data.containers import require_text
 from vlkd.data.text_files import LONGEST_KEY
 from vlkd.errors import VlkdError
 from vlkd.keys import normal_key, shown

@@ -11,22 +11,29 @@ _COMPRESSED = "is compressed, but rows are read in any order: {} first, and give
 _ENCODING = "is in {}, but UTF-8 is expected: `iconv -f {} -t UTF-8` makes it so"
 _OTHER = "holds {}, but text is expected"
 
-_BY_FIRST_BYTES: tuple[tuple[bytes, str], ...] = (
+_NO_TEXT: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", _COMPRESSED.format("`gunzip -k` it")),
     (b"BZh", _COMPRESSED.format("`bunzip2 -k` it")),
     (b"\xfd7zXZ", _COMPRESSED.format("`unxz -k` it")),
     (b"\x28\xb5\x2f\xfd", _COMPRESSED.format("`unzstd` it")),
-    (b"PK\x03\x04", _COMPRESSED.format("unzip it")),
+    (b"PK\x03\x04", _COMPRESSED.format("unzip it (a spreadsheet: save it as CSV)")),
     (b"\x80\x02", _PICKLE),
     (b"\x80\x03", _PICKLE),
     (b"\x80\x04", _PICKLE),
     (b"\x80\x05", _PICKLE),
     (b"\x93NUMPY", _OTHER.format("one NumPy array")),
     (b"\x89HDF", _OTHER.format("HDF5")),
+)
+_ENCODINGS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xfe\x00\x00", _ENCODING.format("UTF-32", "UTF-32")),
     (b"\xff\xfe", _ENCODING.format("UTF-16", "UTF-16")),
     (b"\xfe\xff", _ENCODING.format("UTF-16", "UTF-16")),
 )
+
+
+def no_text(head: bytes) -> str | None:
+    """What a file that begins with ``head`` is, as the rest of a sentence, where it is a known kind and no text in any encoding."""
+    return next((what for magic, what in _NO_TEXT if head.startswith(magic)), None)
 
 
 def require_file(path: Path) -> None:
@@ -52,7 +59,7 @@ def require_text(path: Path) -> None:
     require_file(path)
     with path.open("rb") as file:
         head = file.read(4096)
-    for magic, what in _BY_FIRST_BYTES:
+    for magic, what in (*_NO_TEXT, *_ENCODINGS):
         if head.startswith(magic):
             raise VlkdError(f"'{path}' {what}.")
     if b"\0" in head:
