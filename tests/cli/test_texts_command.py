@@ -95,6 +95,20 @@ def test_a_test_split_without_answers_is_left_out_of_a_run(data: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_needs_two_test_pictures_of_each_task(data: Path, tmp_path: Path) -> None:
+    """Told before anything is trained, not when the models are examined with another's picture."""
+    answered = table(tmp_path, "picture,question,answer", *(f"{key},what ?,dog" for key in KEYS))
+    vlkd("data", "texts", data, "--split", "train", "--questions", answered)
+    captions = table(tmp_path, "picture,caption", *(f"{key},a dog" for key in KEYS))
+    for split in ("train", "test"):
+        vlkd("data", "texts", data, "--split", split, "--captions", captions)
+    answered = table(tmp_path, "picture,question,answer", f"{KEYS[0]},what ?,dog")
+    vlkd("data", "texts", data, "--split", "test", "--questions", answered)
+    with pytest.raises(VlkdError, match=r"The test texts for vqa are about one picture, .* add texts of a second one"):
+        vlkd("run", "quick", "--data", data, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_perfect_caption_of_one_picture_is_no_riddle(tmp_path: Path) -> None:
     for name, row in (("results", {}), ("references", {"id": 1})):
         (tmp_path / f"{name}.json").write_text(json.dumps([{"image_id": 1, "caption": "a red star", **row}]))

@@ -19,6 +19,7 @@ from vlkd.recipes import Recipe
 from vlkd.regions.identity import DetectorIdentity
 from vlkd.training import Stage, StageData, adapt, distill, finetune, pretrain, train_stage
 from vlkd.training.cards import check_models, stage_card
+from vlkd.training.run import build_trainer
 
 pytestmark = pytest.mark.slow
 
@@ -199,6 +200,7 @@ def test_a_method_starts_from_a_teacher_of_its_data(data, recipe, tmp_path, monk
         ({"tokenizer": "other"}, "with a tokenizer of"),
         ({"features": OTHER}, "features of the detector 'other'"),
         ({"layout": layout(caption=20)}, "tags begin at position 20"),
+        ({"view": "paired"}, "trained on the student's boxes, but here it would read the teacher's own regions"),
     )):  # fmt: skip
         start = save(tmp_path / str(number), card_of(recipe, data, "pretrain", **changes))
         with pytest.raises(VlkdError, match=refused):
@@ -219,6 +221,43 @@ def test_a_finished_stage_is_left_as_it_is_whatever_it_started_from(data, recipe
     entries = json.loads((start / "config.json").read_text())
     (start / "config.json").write_text(json.dumps({**entries, "card": None}))
     assert train_stage(tmp_path / "run", recipe, adapt(recipe, start), data) == trained
+
+
+@pytest.mark.parametrize(("name", "changed"), [("layers", 5), ("width", 64), ("heads", 1), ("ffn", 99)])
+def test_a_recipe_describes_the_encoder_that_a_stage_goes_on_from(
+    data, recipe, tmp_path, monkeypatch, name, changed
+) -> None:
+    """Or the run would record sizes that its model has not."""
+    start = save(tmp_path / "start", card_of(recipe, data, "pretrain"))
+    known = getattr(recipe.teacher, name)
+    other = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={name: changed})})
+    refused = rf"teacher.{name} = {known}, but the recipe's is {changed}: .* set teacher.{name}={known}\.$"
+    with pytest.raises(VlkdError, match=refused):
+        train_stage(tmp_path / "run", other, adapt(other, start), data)
+    both = dict.fromkeys(("train", "test"), data.corpora["train"])
+    monkeypatch.setattr("vlkd.pipeline.workshop.Workshop.data", replace(data, corpora=both))
+    with pytest.raises(VlkdError, match=refused):
+        run_method(other, tmp_path / "run", imported=tmp_path, start=start)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_has_the_dropout_that_its_recipe_says(data, recipe, tmp_path) -> None:
+    """Not that of the model which it goes on from."""
+    start = save(tmp_path / "start", card_of(recipe, data, "pretrain"))
+    other = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"dropout": 0.375})})
+    stage = adapt(other, start)
+    trainer = build_trainer(tmp_path / "run", other, stage, data.inputs(other, stage), seed=0)
+    config = trainer.trained.model.config
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.375
+
+
+def test_a_finished_captioner_keeps_its_beam(data, recipe, tmp_path) -> None:
+    start = save(tmp_path / "start", card_of(recipe, data, "adapt"))
+    stage = finetune(recipe, "captioning", "teacher", start)
+    train_stage(tmp_path / "run", recipe, stage, data)
+    wider = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"beam": 7})})
+    with pytest.raises(VlkdError, match=r"says evaluation.beam = 3, but the recipe's is 7: .* another --beam"):
+        train_stage(tmp_path / "run", wider, stage, data)
 
 
 def test_weights_do_not_depend_on_cards(data, recipe, tmp_path) -> None:

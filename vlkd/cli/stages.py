@@ -215,7 +215,7 @@ def checkpoint(
     from vlkd.data import save_tokenizer, tokenizer_fingerprint
     from vlkd.disk import whole_folder
     from vlkd.errors import VlkdError
-    from vlkd.models import ModelCard, load_oscar, load_oscar_tokenizer
+    from vlkd.models import ModelCard, load_oscar, load_oscar_tokenizer, quiet_transformers
 
     for place in (out, *([data / "tokenizer"] if data else [])):
         if place.exists():
@@ -227,7 +227,8 @@ def checkpoint(
         vocabulary = {"vocabulary": len(tokenizer), "tokenizer": tokenizer_fingerprint(tokenizer)}
         card = ModelCard(**facts, **vocabulary, stage=f"checkpoint of {folder}", region_dim=model.config.region_dim)
         model.config.card = card.entry()
-        model.save_pretrained(unfinished)
+        with quiet_transformers():
+            model.save_pretrained(unfinished)
         for place in (unfinished, *([data] if data else [])):
             save_tokenizer(tokenizer, place / "tokenizer")
     typer.echo(str(report))

@@ -11,7 +11,7 @@ from vlkd.data.corpus import ANSWERS
 from vlkd.disk import whole_folder
 from vlkd.errors import VlkdError
 from vlkd.evaluation.model import MODELS, fine_tuned_for
-from vlkd.models import load_model, read_card
+from vlkd.models import load_model, quiet_transformers, read_card
 from vlkd.models.card import check_answers, check_words
 from vlkd.training import StageData
 
@@ -43,7 +43,7 @@ def export_model(model: Path, out: Path, data: StageData, precision: Precision =
     card.recipe(model)  # knows its budgets
     if out.exists():
         raise VlkdError(f"'{out}' exists already: choose another folder for the model, or delete it first.")
-    with whole_folder(out) as unfinished:
+    with quiet_transformers(), whole_folder(out) as unfinished:
         loaded = load_model(MODELS[task], model).to(getattr(torch, precision))
         loaded.save_pretrained(unfinished)
         data.tokenizer.save_pretrained(unfinished)

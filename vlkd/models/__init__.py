@@ -1,6 +1,6 @@
 """The visual-linguistic encoder on transformers' BERT, its heads, and the capture of its queries and keys."""
 
-from vlkd.models.build import build_config, build_encoder, load_model, start_from
+from vlkd.models.build import build_config, build_encoder, load_model, quiet_transformers, start_from
 from vlkd.models.capture import CapturedAttention, QueryKey, capture_attention
 from vlkd.models.card import DataIdentity, Layout, ModelCard, find_card, read_card, write_card
 from vlkd.models.configuration import VLConfig
@@ -28,6 +28,7 @@ __all__ = [
     "load_model",
     "load_oscar",
     "load_oscar_tokenizer",
+    "quiet_transformers",
     "read_card",
     "start_from",
     "write_card",

@@ -86,7 +86,7 @@ def _load(model_class: type[Model], folder: Path, may_differ: tuple[str, ...], *
             f"'{folder}' holds no model (no config.json): give the folder that a finished training stage wrote."
         )
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             options = {"output_loading_info": True, "use_safetensors": True, "local_files_only": True}
             loaded: Any = model_class.from_pretrained(folder, **options, **settings)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -105,8 +105,8 @@ def _load(model_class: type[Model], folder: Path, may_differ: tuple[str, ...], *
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bar for small files, and no table of keys: what differs is judged here."""
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars for small files, and no table of keys: what differs is judged by whoever reads or writes."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -31,6 +31,7 @@ from vlkd.report.tables import terminal_table
 from vlkd.runs import Run
 from vlkd.training import StageData, train_stage
 from vlkd.training.arguments import process_state
+from vlkd.training.cards import check_shape
 from vlkd.training.run import weights_hash
 
 
@@ -82,7 +83,10 @@ def run_method(
             check_images(images, workshop.data)
         if start is not None and unfinished:
             layout = Layout.of(recipe.text)
-            check_start(read_card(start), start, "pretraining", "teacher", workshop.data.identity, layout)
+            card = read_card(start)
+            check_start(card, start, "pretraining", "teacher", workshop.data.identity, layout)
+            check_shape(start, "teacher", recipe)
+            check_is(card, start, view="own" if "own" in workshop.data.store.views else None)
     with locked(folder) if state.is_main_process else nullcontext():
         with state.main_process_first():
             run = Run(folder)
@@ -138,6 +142,12 @@ def _tasks(data: StageData) -> tuple[Task, ...]:
         raise VlkdError(
             "The training and the test texts share no task: give both captions, or both questions with answers."
         )
+    for task in tasks:
+        if len(data.corpora["test"].with_texts(TEXTS[task])) < 2:
+            raise VlkdError(
+                f"The test texts for {task} are about one picture, but all models are compared with another's too: add texts of a "
+                "second one with `vlkd data texts … --split test`."
+            )
     return tuple(tasks)
 
 

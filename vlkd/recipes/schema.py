@@ -11,7 +11,7 @@ CHANGES_NO_NUMBER = ("save_every", "log_every")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class World(_Section):

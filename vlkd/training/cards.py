@@ -12,6 +12,7 @@ from vlkd.models import (
     DataIdentity,
     Layout,
     ModelCard,
+    VLConfig,
     VLForCaptioning,
     VLForPreTraining,
     VLForVQA,
@@ -20,14 +21,21 @@ from vlkd.models import (
     read_card,
 )
 from vlkd.models.card import Task, check_is, check_reads, check_start
-from vlkd.recipes import Recipe
+from vlkd.recipes import Encoder, Recipe
 from vlkd.training.inputs import StageData, StageInputs
-from vlkd.training.stages import Stage
+from vlkd.training.stages import Role, Stage
 
 CLASSES: dict[Task, type[VLForPreTraining] | type[VLForCaptioning] | type[VLForVQA]] = {
     "pretraining": VLForPreTraining,
     "captioning": VLForCaptioning,
     "vqa": VLForVQA,
+}
+# The recipe's name of a size and the configuration's.
+_SHAPE = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "ffn": "intermediate_size",
 }
 
 
@@ -62,11 +70,45 @@ def check_models(recipe: Recipe, stage: Stage, inputs: StageInputs) -> None:
     data, layout = inputs.identity, Layout.of(recipe.text)
     if stage.start is not None:
         check_start(read_card(stage.start), stage.start, stage.task, stage.role, data, layout)
+        check_shape(stage.start, stage.role, recipe)
     if stage.teacher is not None:
         card = read_card(stage.teacher)
         view = "paired" if stage.view == "paired" else "own"
         check_is(card, stage.teacher, task=stage.task, role="teacher", view=view)
         check_reads(card, stage.teacher, data, layout)
+
+
+def check_finished(folder: Path, recipe: Recipe) -> None:
+    """Whether what the trained model in ``folder`` says of its captions is what the recipe says; training depends on none of it.
+
+    Raises:
+        VlkdError: it is not.
+    """
+    card = find_card(folder)
+    for name, known in {"beam": card.beam, "max_tokens": card.max_tokens}.items() if card else ():
+        asked = getattr(recipe.evaluation, name)
+        if known not in (None, asked):
+            raise VlkdError(
+                f"The model in '{folder}' is trained, and says evaluation.{name} = {known}, but the recipe's is {asked}: leave it at {known} "
+                f"here, and give `vlkd evaluate` another --{name.replace('_', '-')}."
+            )
+
+
+def check_shape(folder: Path, role: Role, recipe: Recipe) -> None:
+    """Whether the model in ``folder``, from which a stage goes on, has the encoder that the recipe describes and the run records.
+
+    Raises:
+        VlkdError: it has another one.
+    """
+    config = VLConfig.from_pretrained(folder, local_files_only=True)
+    encoder: Encoder = getattr(recipe, role)
+    for name, ours in _SHAPE.items():
+        known, asked = getattr(config, ours), getattr(encoder, name)
+        if known != asked:
+            raise VlkdError(
+                f"The model in '{folder}' has {role}.{name} = {known}, but the recipe's is {asked}: give the recipe that it was trained "
+                f"with, or set {role}.{name}={known}."
+            )
 
 
 def complete_card(

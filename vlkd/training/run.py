@@ -12,18 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
-from transformers.utils import logging
 
 from vlkd.disk import blamed_on, whole_folder
 from vlkd.errors import VlkdError
 from vlkd.locks import locked
-from vlkd.models import VLForVQA, build_encoder, load_model, start_from
+from vlkd.models import VLForVQA, build_encoder, load_model, quiet_transformers, start_from
 from vlkd.objectives import paired_layers
 from vlkd.recipes import CHANGES_NO_NUMBER, Distillation, Recipe, Schedule
 from vlkd.runs import Run
 from vlkd.training.arguments import process_state, training_arguments
 from vlkd.training.callbacks import MetricsFile, ProgressBar, TimeKept
-from vlkd.training.cards import CLASSES, check_models, stage_card
+from vlkd.training.cards import CLASSES, check_finished, check_models, stage_card
 from vlkd.training.checkpoints import latest_checkpoint
 from vlkd.training.inputs import StageData, StageInputs
 from vlkd.training.method import Method
@@ -72,7 +71,9 @@ def train(folder: Path | str, recipe: Recipe, stage: Stage, inputs: StageInputs,
             run = Run(folder)
             if state.is_main_process:
                 run = Run.begin(folder, settings, inputs.fingerprint, CHANGES_NO_NUMBER)
-        if not run.finished:
+        if run.finished:
+            check_finished(folder / MODEL, recipe)
+        else:
             _train(run, recipe, stage, inputs, seed)
     return folder / MODEL
 
@@ -194,9 +195,8 @@ def _build_model(recipe: Recipe, stage: Stage, inputs: StageInputs) -> PreTraine
     model_class, answers = CLASSES[stage.task], inputs.answers
     settings = {} if answers is None else {"num_answers": len(answers.words), "answer_mask_id": answers.mask_id}
     if stage.start is not None:
-        dropout = stage.schedule.dropout
-        if dropout is not None:
-            settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        dropout = stage.encoder(recipe).dropout
+        settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         model = start_from(model_class, stage.start, **settings)
         _check_fits(model, stage, inputs)
     else:
@@ -249,11 +249,5 @@ def _load_teacher(
 
 def _save_whole(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor] | None) -> None:
     """``save_pretrained``, whole or not at all; ``weights`` are those of a sharded model."""
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with whole_folder(folder, replace=True) as unfinished:
-            model.save_pretrained(unfinished, state_dict=weights)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
+    with quiet_transformers(), whole_folder(folder, replace=True) as unfinished:
+        model.save_pretrained(unfinished, state_dict=weights)
