@@ -101,6 +101,18 @@ def test_an_exported_model_answers(make, picture) -> None:
     refuses("answers questions, but one that captions", vlkd, "caption", picture, "--exported", folder)
 
 
+def test_what_of_a_question_is_not_read_is_said(make, picture, caplog) -> None:
+    """LAYOUT leaves seven tokens between [CLS] and [MASK] [SEP]; an answer to the rest would be one to another question."""
+    folder = make(task="vqa", answers=ANSWERS.fingerprint, layout=LAYOUT.model_copy(update={"answer_from": "mask"}))
+    model = ExportedModel.open(folder)
+    assert model.answer(picture, "a red star near a blue ring") and not caplog.messages
+    assert model.answer(picture, "A red star near a blue ring near a star or a 猫 ?")
+    assert caplog.messages == [
+        "The model was not trained on 'or', '猫', '?', which it reads as unknown words.",
+        "The model reads at most 7 tokens of a question, so it was asked no more than 'A red star near a blue ring'.",
+    ]
+
+
 def test_another_detector_of_the_same_width_is_refused(make) -> None:
     folder, other = make(), load_detector("demo-student")
     with torch.no_grad():
@@ -166,6 +178,11 @@ def test_the_files_of_a_detector_are_those_of_training(make, light, tmp_path, mo
 def test_a_detectors_options_go_with_an_exported_model(picture) -> None:
     for option in (("--detector", "demo-student"), ("--weights", "random"), ("--score-threshold", 0.3)):
         refuses("go with --exported", vlkd, "caption", picture, *option)
+
+
+def test_a_model_of_a_run_is_not_asked_for_beside_an_exported_one(make, picture) -> None:
+    for option in (("--run", "runs/demo"), ("--model", "teacher")):
+        refuses("give these or that", vlkd, "caption", picture, "--exported", make(), *option)
 
 
 @pytest.fixture

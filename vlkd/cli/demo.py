@@ -22,18 +22,25 @@ class Model(str, Enum):
     teacher = "teacher"
 
 
+#: The run that `vlkd caption` and `vlkd answer` take.
+DEMO = Path("runs/demo")
+
+
 class Split(str, Enum):
     train = "train"
     validation = "validation"
     test = "test"
 
 
-RunOption = Annotated[Path, typer.Option("--run", help="Folder of a finished run.")]
+RunOption = Annotated[
+    Path | None,
+    typer.Option("--run", help="Folder of a finished run of the demo. Default: runs/demo.", show_default=False),
+]
 ModelOption = Annotated[
-    Model,
+    Model | None,
     typer.Option(
         help="'distilled': the student taught by the adapted teacher; 'student': the same without distillation; "
-        "'teacher': the adapted teacher."
+        "'teacher': the adapted teacher. Default: distilled."
     ),
 ]
 ExportedOption = Annotated[Path | None, typer.Option(help="Folder that `vlkd export` wrote, instead of a run.")]
@@ -122,8 +129,8 @@ def doctor() -> None:
 
 def caption(
     picture: PictureArgument,
-    run: RunOption = Path("runs/demo"),
-    model: ModelOption = Model.distilled,
+    run: RunOption = None,
+    model: ModelOption = None,
     exported: ExportedOption = None,
     detector: DetectorOption = None,
     weights: WeightsOption = None,
@@ -138,18 +145,18 @@ def caption(
     """
     from vlkd.pipeline import FinishedRun
 
-    _check_options(exported, detector, weights, classes, score_threshold)
+    _check_options(exported, (run, model), (detector, weights, classes, score_threshold))
     if exported is not None:
         typer.echo(_open(exported, detector, weights, classes, score_threshold).caption(picture))
     else:
-        typer.echo(FinishedRun.open(run).caption(picture, model.value))
+        typer.echo(FinishedRun.open(run or DEMO).caption(picture, (model or Model.distilled).value))
 
 
 def answer(
     picture: PictureArgument,
     question: Annotated[str, typer.Argument(help="For example 'what colour is the star ?'")],
-    run: RunOption = Path("runs/demo"),
-    model: ModelOption = Model.distilled,
+    run: RunOption = None,
+    model: ModelOption = None,
     exported: ExportedOption = None,
     detector: DetectorOption = None,
     weights: WeightsOption = None,
@@ -159,17 +166,21 @@ def answer(
     """Answer a question about a picture; models as in `vlkd caption`."""
     from vlkd.pipeline import FinishedRun
 
-    _check_options(exported, detector, weights, classes, score_threshold)
+    _check_options(exported, (run, model), (detector, weights, classes, score_threshold))
     if exported is not None:
         typer.echo(_open(exported, detector, weights, classes, score_threshold).answer(picture, question))
     else:
-        typer.echo(FinishedRun.open(run).answer(picture, question, model.value))
+        typer.echo(FinishedRun.open(run or DEMO).answer(picture, question, (model or Model.distilled).value))
 
 
-def _check_options(exported: Path | None, *options: object) -> None:
+def _check_options(exported: Path | None, of_run: tuple[object, ...], of_exported: tuple[object, ...]) -> None:
     from vlkd.errors import VlkdError
 
-    if exported is None and any(option is not None for option in options):
+    if exported is not None and any(option is not None for option in of_run):
+        raise VlkdError(
+            "--run and --model name a model of a finished run, and --exported another one: give these or that."
+        )
+    if exported is None and any(option is not None for option in of_exported):
         raise VlkdError(
             "--detector, --weights, --classes and --score-threshold go with --exported: a run of the demo has detectors of its own."
         )

@@ -16,6 +16,7 @@ from vlkd.data.collate import Batch, Collator, Padding, Sample, SampleView, Task
 from vlkd.data.corpus import AnswerVocabulary, Corpus
 from vlkd.data.masking import TokenIds, mask_caption, mask_tokens
 from vlkd.data.store import RegionSource
+from vlkd.data.tokenizer import unread
 from vlkd.errors import VlkdError
 from vlkd.recipes.schema import Text
 from vlkd.scenes import Question
@@ -93,9 +94,9 @@ class _TaskSet(Dataset[Sample]):
         if not texts:
             return []
         words = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        most = self.collator.text_budget - 2 - len(end)
-        self.cut_texts = sum(len(ids) > most for ids in words)
-        return [np.array([self._tokens.cls, *ids[:most], *end, self._tokens.sep]) for ids in words]
+        self._most_words = self.collator.text_budget - 2 - len(end)
+        self.cut_texts = sum(len(ids) > self._most_words for ids in words)
+        return [np.array([self._tokens.cls, *ids[: self._most_words], *end, self._tokens.sep]) for ids in words]
 
     def _tag_ids(self, tags: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """tags [SEP] of each picture, cut to the budget."""
@@ -214,6 +215,10 @@ class VQASet(_TaskSet):
 
     def __len__(self) -> int:
         return len(self.questions)
+
+    def unread(self, index: int) -> list[str]:
+        """What of question ``index`` a model cannot read, in sentences: words unknown to the tokenizer, and what is cut off."""
+        return unread(self.tokenizer, self.questions[index].text, self._most_words)
 
     def __getitem__(self, index: int) -> Sample:
         target = self.answers.target(self.questions[index])

@@ -59,6 +59,25 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=plain, **SPECIAL_TOKENS)
 
 
+def unread(tokenizer: PreTrainedTokenizerFast, question: str, most: int) -> list[str]:
+    """A sentence about the words of a question that the tokenizer does not know, and one if only ``most`` tokens of it are read."""
+    found = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, places = found["input_ids"], found["offset_mapping"]
+    unknown = [
+        question[slice(*place)] for number, place in zip(ids, places, strict=True) if number == tokenizer.unk_token_id
+    ]
+    notes = []
+    if unknown:
+        words = [f"'{word}'" for word in dict.fromkeys(unknown)]
+        kind = "an unknown word" if len(words) == 1 else "unknown words"
+        notes.append(f"The model was not trained on {', '.join(words)}, which it reads as {kind}.")
+    if len(ids) > most:
+        notes.append(
+            f"The model reads at most {most} tokens of a question, so it was asked no more than '{question[: places[most - 1][1]]}'."
+        )
+    return notes
+
+
 def _continuations(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
     """``##x`` for every character that stands inside a word, sorted."""
     inside: set[str] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ from vlkd.scenes import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class ExportedModel:
         return captions[corpus.keys[0]]
 
     def answer(self, picture: Path | str, question: str) -> str:
-        """The model's answer to a question about a picture file.
+        """The model's answer to a question about a picture file; what of the question it cannot read is a warning.
 
         Raises:
             VlkdError: as :meth:`caption`, or the question is empty.
@@ -110,6 +114,8 @@ class ExportedModel:
         check_answers(self.card, self.folder, DataIdentity(answers=answers.fingerprint))
         text = self.card.recipe(self.folder).text
         dataset = VQASet(corpus, source, self._tokenizer(), text, "paired", answers=answers)
+        for note in dataset.unread(0):
+            _logger.warning(note)
         return answer_questions(load_model(MODELS["vqa"], self.folder), dataset, "student")[0]
 
     def regions(

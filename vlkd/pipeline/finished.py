@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ from vlkd.training import MODEL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_logger = logging.getLogger(__name__)
 
 # Name on the command line -> folder of the run, and whose features it reads.
 MODELS: dict[str, tuple[str, Role]] = {
@@ -73,7 +76,7 @@ class FinishedRun:
         return generate_captions(captioner, dataset, role, beam=settings.beam, max_tokens=settings.max_tokens)[key]
 
     def answer(self, picture: Path | str, question: str, model: str = "distilled") -> str:
-        """A model's answer to a question about a picture file.
+        """A model's answer to a question about a picture file; what of the question it cannot read is a warning.
 
         Raises:
             VlkdError: the picture cannot be read, the question is empty, or there is no such model.
@@ -85,6 +88,8 @@ class FinishedRun:
         key, source = self._regions(picture)
         corpus = Corpus("photographs", (key,), ((),), ((Question("", question, ""),),))
         dataset = VQASet(corpus, source, tokenizer, self.recipe.text, "paired", answers=answers)
+        for note in dataset.unread(0):
+            _logger.warning(note)
         answerer = load_model(VLForVQA, folder)
         return answer_questions(answerer, dataset, role)[0]
 
