@@ -70,3 +70,10 @@ def test_a_failed_block_leaves_nothing_new_and_what_was_there(error: BaseExcepti
         (unfinished / "half").touch()
         raise error
     assert [path.name for path in tmp_path.iterdir()] == ["model"] and (folder / "old").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named_as_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError) as caught, whole_folder(tmp_path / "file" / "model"):
+        pass
+    assert caught.value.filename == str(tmp_path / "file" / "model")

@@ -51,16 +51,18 @@ def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial")
     with blamed_on(folder):
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir(parents=True)
             yield partial
             permit_as_umask(partial)
             sync(partial)
             if replace:
                 shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.filename == str(partial):
+                raise _os_error(error.errno or errno.EIO, folder) from error
             raise
 
 
