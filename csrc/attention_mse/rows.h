@@ -69,7 +69,7 @@ struct Row {
   T *s, *t;
   const bool* mask;      // or null
   int64_t keys, visible; // the last key that it may see and one; those that it sees
-  T largest_s, largest_t, sum_s, sum_t, product;
+  T largest_s, largest_t, sum_s, sum_t, product; // the sums begin as 0, or NaN where a logit is not finite
 };
 
 // A few rows go through a pass together before the next pass: what a row must wait for, its sums above all, the others' work
@@ -80,10 +80,16 @@ template <typename V, typename T>
 VLKD_INLINE void find_largest(Row<T>* rows, int64_t count) {
   for (Row<T>* row = rows; row < rows + count; ++row) {
     typename V::Vector max_s = V::load(row->s), max_t = V::load(row->t);
+    typename V::Vector none_s = max_s * T(0), none_t = max_t * T(0);
     for (int64_t j = V::kLanes; j < row->keys; j += V::kLanes) {
-      max_s = V::larger(V::load(row->s + j), max_s);
-      max_t = V::larger(V::load(row->t + j), max_t);
+      const typename V::Vector s = V::load(row->s + j), t = V::load(row->t + j);
+      max_s = V::larger(s, max_s);
+      max_t = V::larger(t, max_t);
+      none_s += s * T(0);
+      none_t += t * T(0);
     }
+    row->sum_s = V::sum(none_s);
+    row->sum_t = V::sum(none_t);
     row->largest_s = V::largest(max_s);
     row->largest_t = V::largest(max_t);
   }
@@ -95,7 +101,7 @@ constexpr T kLog2e = T(1.4426950408889634);
 // Of a difference to the largest logit: scaling the logits themselves would round that, and cost digits near the teacher.
 template <typename V, typename T>
 VLKD_INLINE typename V::Vector exp(typename V::Vector x) {
-  return V::exp2(x * kLog2e<T>);
+  return V::exp2_of_finite(x * kLog2e<T>);
 }
 
 // Value (1/m) sum_j (p_j - t_j)^2, gradient (2/m) p_j (d_j - sum_k p_k d_k). The difference is taken between
@@ -115,8 +121,8 @@ VLKD_INLINE double mse_rows(Row<T>* rows, int64_t count, T factor, bool with_gra
       sums_s += e_s;
       sums_t += e_t;
     }
-    row->sum_s = V::sum(sums_s);
-    row->sum_t = V::sum(sums_t);
+    row->sum_s += V::sum(sums_s);
+    row->sum_t += V::sum(sums_t);
   }
   double value = 0;
   for (Row<T>* row = rows; row < rows + count; ++row) {
@@ -154,8 +160,8 @@ VLKD_INLINE double kl_rows(Row<T>* rows, int64_t count, T factor) {
       sums_s += exp<V, T>(V::load(row->s + j) - row->largest_s);
       sums_t += exp<V, T>(V::load(row->t + j) - row->largest_t);
     }
-    row->sum_s = V::sum(sums_s);
-    row->sum_t = V::sum(sums_t);
+    row->sum_s += V::sum(sums_s);
+    row->sum_t += V::sum(sums_t);
   }
   const Vector half = Vector{} + T(0.5), lowest = Vector{} + T(-1e30);
   double value = 0;
@@ -167,7 +173,7 @@ VLKD_INLINE double kl_rows(Row<T>* rows, int64_t count, T factor) {
       // both sides: its terms are 0 and its x is no NaN. A NaN stays one.
       const Vector log_p = V::larger(lowest, V::load(row->s + j) - row->largest_s - log_sum_s);
       const Vector log_t = V::larger(lowest, V::load(row->t + j) - row->largest_t - log_sum_t);
-      const Vector p = exp<V, T>(log_p), q = exp<V, T>(log_t), x = log_p - log_t;
+      const Vector p = V::exp2(log_p * kLog2e<T>), q = V::exp2(log_t * kLog2e<T>), x = log_p - log_t; // NaN for NaN
       const auto small = (x > -half) & (x < half);
       values += small ? q * expm1_minus_x<Vector, T>(small ? x : Vector{}) : p - q - q * x;
       V::store(row->s + j, factor * (p - q));

@@ -99,15 +99,19 @@ struct Simd {
     return fold<kLanes / 2>(x, [](Vector a, Vector b) __attribute__((always_inline)) { return larger(a, b); });
   }
 
-  // 2^x for x <= 0; below `kLowest` as there; NaN for what is not finite. The polynomial is of least maximal error.
+  // 2^x for x <= 0; below `kLowest` as there; NaN for what is not finite.
   static VLKD_INLINE Vector exp2(Vector x) {
+    return exp2_of_finite(x) + x * T(0); // the clamp makes a number of -infinity, and the shift may of a NaN
+  }
+
+  // The same where x is known to be finite, or the result is not used. The polynomial is of least maximal error.
+  static VLKD_INLINE Vector exp2_of_finite(Vector x) {
     constexpr T kLowest = sizeof(T) == 8 ? -1000 : -100;
     constexpr int kMantissa = sizeof(T) == 8 ? 52 : 23;
     constexpr T kRound = T(3ull << (kMantissa - 1)); // adding it leaves the nearest integer in the low bits
     const Vector clamped = larger(Vector{} + kLowest, x), shifted = clamped + kRound;
     const Vector r = clamped - (shifted - kRound); // exact, in [-1/2, 1/2]
-    const Vector power = (Vector)((Bits)power_of_2(r) + ((Bits)shifted << kMantissa)); // into the exponent
-    return power + x * T(0); // the clamp has made a number of -infinity, and the shift may of a NaN
+    return (Vector)((Bits)power_of_2(r) + ((Bits)shifted << kMantissa)); // into the exponent
   }
 
  private:
