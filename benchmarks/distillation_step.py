@@ -12,26 +12,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.conditions import conditions
 from benchmarks.distillation_contenders import BASE, CONTENDERS, PADDED, PARTS, Case, Part, Step, contenders, untimed
 from benchmarks.distillation_table import RESULTS, table
 from benchmarks.steps import peak_memory
 from vlkd.runs import versions
 from vlkd.training.budget import budget
 
-ROOT = Path(__file__).resolve().parent.parent
 ENOUGH = 25.0  # seconds of rounds a case
 ROUNDS = (5, 40)
 WARM_UP = 2
@@ -181,37 +178,6 @@ def _estimate(case: Case, contender: str) -> int:
     return next(stage.memory for stage in stages if stage.name == "student")
 
 
-def conditions() -> dict[str, Any]:
-    """What a reader needs to repeat the measurement."""
-    gpu = torch.cuda.is_available()
-    return {
-        "datetime": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine_info": {
-            "processor": _processor(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if gpu else None,
-            "cuda": torch.version.cuda if gpu else None,
-            "versions": versions(),
-        },
-        "commit_info": {"id": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.distillation_step",
@@ -224,7 +190,9 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if cases is None:
         cases = ON_GPU if device == "cuda" else ON_CPU
-    run = {**conditions(), "steps": [row for case in cases for row in measure(case, device, ENOUGH)]}
+    found = conditions()
+    found["machine_info"]["versions"] = versions()
+    run = {**found, "steps": [row for case in cases for row in measure(case, device, ENOUGH)]}
     if options.paper and device == "cpu":
         rows = measure(PAPER_ON_CPU, device, ENOUGH, least=3)
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -113,17 +114,21 @@ def floor(work: dict[str, float], ceilings: dict[str, Any], dtype: str) -> tuple
     return seconds[bound], bound
 
 
-def ceilings(device: str) -> dict[str, Any]:
-    """What a device does per second, measured now: copies, plain matrix products, exponentials out of its registers or cache."""
+def ceilings(device: str, rounds: int | None = None) -> dict[str, Any]:
+    """What a device does per second, measured now: copies, plain matrix products, exponentials out of its registers or cache.
+
+    Each is the best of ``rounds``, by default 20 on a GPU and 100 on a CPU.
+    """
+    best = partial(_seconds, device=device, rounds=rounds or (100 if device == "cpu" else 20))
     count, side = (2**28, 8192) if device == "cuda" else (2**25, 1536)
     source = torch.zeros(count, device=device)
     target = torch.empty_like(source)
-    copied = 2 * source.nbytes / _seconds(lambda: target.copy_(source), device)
+    copied = 2 * source.nbytes / best(lambda: target.copy_(source))
     products = {}
     for dtype in (torch.float32, torch.bfloat16, *([torch.float16] if device == "cuda" else [])):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        products[str(dtype).removeprefix("torch.")] = 2 * side**3 / _seconds(lambda a=a, b=b: a @ b, device)
-    exponentials = _exponentials_on_gpu() if device == "cuda" else _exponentials_on_cpu()
+        products[str(dtype).removeprefix("torch.")] = 2 * side**3 / best(lambda a=a, b=b: a @ b)
+    exponentials = _exponentials_on_gpu(best) if device == "cuda" else _exponentials_on_cpu(best)
     return {
         "bytes_per_second": copied,
         "operations_per_second": products,
@@ -131,20 +136,20 @@ def ceilings(device: str) -> dict[str, Any]:
     }
 
 
-def _exponentials_on_cpu() -> float:
+def _exponentials_on_cpu(best: Callable[..., float]) -> float:
     x = torch.rand(2**16 * torch.get_num_threads())  # stays in the second-level caches
-    return x.numel() / _seconds(lambda: torch.exp2(x, out=x).neg_(), "cpu", calls=50)
+    return x.numel() / best(lambda: torch.exp2(x, out=x).neg_(), calls=50)
 
 
-def _exponentials_on_gpu() -> float:
+def _exponentials_on_gpu(best: Callable[..., float]) -> float:
     from benchmarks.exponentials import REPEATS, run
 
     elements = 2**24
     out = torch.empty(elements, device="cuda")
-    return elements * REPEATS / _seconds(lambda: run(out), "cuda")
+    return elements * REPEATS / best(lambda: run(out))
 
 
-def _seconds(function: Callable[[], object], device: str, calls: int = 1) -> float:
+def _seconds(function: Callable[[], object], device: str, rounds: int, calls: int = 1) -> float:
     """The fastest of some calls: a ceiling is what the device can do undisturbed."""
 
     def once() -> float:
@@ -156,4 +161,4 @@ def _seconds(function: Callable[[], object], device: str, calls: int = 1) -> flo
         return (time.perf_counter() - begin) / calls
 
     once()
-    return min(once() for _ in range(100 if device == "cpu" else 20))
+    return min(once() for _ in range(rounds))

@@ -121,6 +121,7 @@ def _points(axes: Axes, name: str, dtype: str, x: list[float], y: list[float]) -
 def draw(path: Path, figures: Path = FIGURES) -> list[Path]:
     """One figure for each operator of a file."""
     run = json.loads(path.read_text())
+    measured = [row for row in run["benchmarks"] if "failed" not in row]
     machine, written = run["machine_info"], []
     matplotlib.rcParams["svg.hashsalt"] = "vlkd"  # the same file for the same numbers
     place = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
@@ -133,8 +134,8 @@ def draw(path: Path, figures: Path = FIGURES) -> list[Path]:
         figure.savefig(written[-1], metadata={"Date": None})
         pyplot.close(figure)
 
-    for op in dict.fromkeys(row["op"] for row in run["benchmarks"]):
-        of_op = [row for row in run["benchmarks"] if row["op"] == op and row["phase"] == "both"]
+    for op in dict.fromkeys(row["op"] for row in measured):
+        of_op = [row for row in measured if row["op"] == op and row["phase"] == "both"]
         rows, growing = [row for row in of_op if "growing" not in row], [row for row in of_op if "growing" in row]
         if rows:
             figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")

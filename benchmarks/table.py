@@ -71,9 +71,15 @@ def _cell(of: dict[str, dict[str, Any]], name: str, best: dict[str, Any]) -> str
     if name not in of:
         return "–"
     row = of[name]
+    if "failed" in row:
+        return row["failed"].split(":")[0]
     q1, median, q3 = (1000 * row["seconds"][key] for key in ("q1", "median", "q3"))
     own = of.get("vlkd")
-    ratio = f", {row['seconds']['median'] / own['seconds']['median']:.1f}×" if own and name != "vlkd" else ""
+    ratio = (
+        f", {row['seconds']['median'] / own['seconds']['median']:.1f}×"
+        if own and "failed" not in own and name != "vlkd"
+        else ""
+    )
     least, _ = floor(row["work"], best, row["dtype"])
     memory = f", {row['peak_memory'] / 2**20:.3g} MiB" if "peak_memory" in row else ""
     return f"{median:.3g} ({q1:.3g} to {q3:.3g}){ratio}; {least / row['seconds']['median']:.0%}{memory}"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import floors
+from benchmarks.cases import Case
 from benchmarks.conftest import Measure
 from benchmarks.peers import NAMES
 
@@ -36,30 +37,12 @@ GRID = [
 @pytest.mark.parametrize("phase", floors.PHASES)
 @pytest.mark.parametrize("name", NAMES["attention_mse"])
 @pytest.mark.parametrize("case", PRESENT, ids=str)
-def test_attention_mse(measure: Measure, device: str, case: tuple, name: str, phase: str) -> None:
-    if name == "vlkd cuda" and (case[2] > 256 or case[5] == torch.float32):
-        pytest.skip("the CUDA kernel is for short heads in half precision")
-    run(measure, device, case, name, phase)
+def test_attention_mse(measure: Measure, case: tuple, name: str, phase: str) -> None:
+    measure(Case("attention_mse", case[:5], case[5]), name, phase)
 
 
 @pytest.mark.grid
 @pytest.mark.parametrize("name", ["vlkd", "eager"])
 @pytest.mark.parametrize("case", GRID, ids=str)
-def test_attention_mse_at_small_shapes(measure: Measure, device: str, case: tuple, name: str) -> None:
-    run(measure, device, case, name, "both")
-
-
-def run(measure: Measure, device: str, case: tuple, name: str, phase: str) -> None:
-    """Time one contender on one case."""
-    batch, heads, length, width_s, width_t, dtype = case
-    torch.manual_seed(0)
-    tensors = {
-        key: torch.randn(batch, heads, length, width, dtype=dtype, device=device)
-        for key, width in (("q_s", width_s), ("k_s", width_s), ("q_t", width_t), ("k_t", width_t))
-    }
-    measure(
-        "attention_mse", name, phase, tensors, ("q_s", "k_s"),
-        shape=f"B {batch}, H {heads}, L {length}, D {width_s}/{width_t}", length=length,
-        dtype=str(dtype).removeprefix("torch."), checked=4 if length > 512 else None,
-        work=floors.attention_mse(name, phase, *case[:5], size=dtype.itemsize)._asdict(),
-    )  # fmt: skip
+def test_attention_mse_at_small_shapes(measure: Measure, case: tuple, name: str) -> None:
+    measure(Case("attention_mse", case[:5], case[5]), name, "both")

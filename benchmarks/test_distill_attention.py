@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import floors
+from benchmarks.cases import Case
 from benchmarks.conftest import Measure
 from benchmarks.peers import NAMES
 
@@ -22,16 +23,5 @@ PRESENT = CASES["cuda" if torch.cuda.is_available() else "cpu"]
 @pytest.mark.parametrize("phase", floors.PHASES)
 @pytest.mark.parametrize("name", NAMES["distill_attention"])
 @pytest.mark.parametrize("case", PRESENT, ids=str)
-def test_distill_attention(measure: Measure, device: str, case: tuple, name: str, phase: str) -> None:
-    batch, heads, length, width_s, width_t, dtype = case
-    torch.manual_seed(0)
-    widths = {"q_s": width_s, "k_s": width_s, "v_s": width_s, "q_t": width_t, "k_t": width_t}
-    tensors = {
-        key: torch.randn(batch, heads, length, width, dtype=dtype, device=device) for key, width in widths.items()
-    }
-    measure(
-        "distill_attention", name, phase, tensors, ("q_s", "k_s", "v_s"),
-        shape=f"B {batch}, H {heads}, L {length}, D {width_s}/{width_t}", length=length,
-        dtype=str(dtype).removeprefix("torch."), checked=4 if length > 512 else None,
-        work=floors.distill_attention(name, phase, *case[:5], size=dtype.itemsize)._asdict(),
-    )  # fmt: skip
+def test_distill_attention(measure: Measure, case: tuple, name: str, phase: str) -> None:
+    measure(Case("distill_attention", case[:5], case[5]), name, phase)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import floors
+from benchmarks.cases import Case
 from benchmarks.conftest import Measure
 from benchmarks.peers import NAMES
 
@@ -29,7 +30,6 @@ SIZES = {
         torch.bfloat16,
     ),
 }
-MOST_PAIRS = 2**24
 PLACE = "cuda" if torch.cuda.is_available() else "cpu"
 MIDDLE, OTHERS, DTYPE = SIZES[PLACE]
 GROWING = [
@@ -42,33 +42,11 @@ GROWING = [
 @pytest.mark.parametrize("phase", floors.PHASES)
 @pytest.mark.parametrize("name", NAMES["token_nce"])
 @pytest.mark.parametrize("case", CASES[PLACE], ids=str)
-def test_token_nce(measure: Measure, device: str, case: tuple, name: str, phase: str) -> None:
-    run(measure, device, case, name, phase)
+def test_token_nce(measure: Measure, case: tuple, name: str, phase: str) -> None:
+    measure(Case("token_nce", case[:3], case[3]), name, phase)
 
 
 @pytest.mark.parametrize("name", ["vlkd", "vlkd cuda", "eager", "torch.compile"])
 @pytest.mark.parametrize(("size", "case"), GROWING, ids=str)
-def test_token_nce_at_other_sizes(measure: Measure, device: str, size: str, case: tuple, name: str) -> None:
-    run(measure, device, case, name, "both", growing=size)
-
-
-def run(measure: Measure, device: str, case: tuple, name: str, phase: str, **info: str) -> None:
-    """Time one contender on one case."""
-    tokens, rows, width, dtype = case
-    if name == "vlkd cuda" and dtype == torch.float32:
-        pytest.skip("the CUDA kernels are for half precision")
-    if name == "pytorch-metric-learning" and tokens * tokens * rows > MOST_PAIRS:
-        pytest.skip("its memory is tokens times tokens times rows")
-    torch.manual_seed(0)
-    h_t = torch.randn(tokens, width, device=device)
-    tensors = {
-        "h_s": (h_t + torch.randn_like(h_t)).to(dtype),
-        "h_t": h_t.to(dtype),
-        "negatives": torch.randn(rows, width, device=device).to(dtype),
-    }
-    measure(
-        "token_nce", name, phase, tensors, ("h_s",),
-        shape=f"N {tokens}, K {rows}, E {width}", length=rows,
-        dtype=str(dtype).removeprefix("torch."), **info,
-        work=floors.token_nce(name, phase, *case[:3], size=dtype.itemsize)._asdict(),
-    )  # fmt: skip
+def test_token_nce_at_other_sizes(measure: Measure, size: str, case: tuple, name: str) -> None:
+    measure(Case("token_nce", case[:3], case[3]), name, "both", growing=size)

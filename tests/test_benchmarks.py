@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import floors, gpu, profile
+from benchmarks import floors, profile
 from benchmarks.table import RESULTS
 
 STORED = sorted(path for path in RESULTS.glob("*.json") if path.name != "latest.json")
@@ -62,24 +62,3 @@ def test_profile_writes_a_trace(tmp_path: Path) -> None:
 def test_profile_says_what_a_shape_looks_like(op: str, text: str) -> None:
     with pytest.raises(ValueError, match=f"--shape of {op} is .*got '{text}'"):
         profile.parse_shape(op, text)
-
-
-def test_the_gpu_run_wants_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("sys.argv", ["gpu"])
-    with pytest.raises(SystemExit, match="torch finds no GPU"):
-        gpu.main()
-
-
-def test_the_gpu_run_fits_eight_minutes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/bin/{name}")
-    parts = gpu.parts(tmp_path / "gpu.json")
-    assert {"build", "tests", "racecheck", "benchmarks"} <= {name for name, _, _ in parts}
-    assert sum(seconds for _, _, seconds in parts) <= 480
-
-
-def test_the_gpu_run_ends_what_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    slow = gpu.run("sleep", ["sleep", "600"], 1)
-    assert slow["ended"] == "ended after 1 s" and slow["seconds"] < 300
-    assert gpu.run("true", ["true"], 5)["ended"] == "exit status 0"

@@ -1,0 +1,1 @@
+"""`make bench-gpu`: everything that needs a GPU, in one call of minutes. See `__main__.py`."""
