@@ -45,55 +45,49 @@ BUILD = "build"
 def parts(out: Path, rehearse: bool = False) -> list[Part]:
     """In the order of their value; the first one is built in the background of the second and third."""
     module = [PYTHON, "-m"]
-    small = ["--rehearse"] if rehearse else []
-    rows = str(out / "measurements.json")
-    measure = [*module, "benchmarks.gpu.measure", rows, *small, "--only"]
+    small, environment = (["--rehearse"], {"TRITON_INTERPRET": "1"}) if rehearse else ([], {})
+    repeats = "a rehearsal would repeat another part" if rehearse else None
+    measure = [*module, "benchmarks.gpu.measure", str(out / "measurements.json"), *small, "--only"]
     drive = [*module, "benchmarks.gpu.drive", *(["--device", "cpu"] if rehearse else [])]
-    environment = {"TRITON_INTERPRET": "1"} if rehearse else {}
     here = " and not ".join(NOT_HERE)
     triton, cuda = f"triton and not {here}", f"(cuda or gpu) and not triton and not {here}"
+    if rehearse:  # all files are collected, few tests are run
+        triton = "test_ring_queue and reference and not processes and not list"
     found = [
         Part(BUILD, [*module, "benchmarks.gpu.build", *small], 170),
         Part("ceilings", [*measure, "ceilings"], 60, environment=environment),
-        Part("tests of Triton", _tests("tests/kernels", triton, rehearse), 110),
-        Part(
-            "tests of CUDA",
-            _tests("tests/kernels/test_ring_queue.py" if rehearse else "tests/kernels", cuda, rehearse),
-            90,
-            needs=BUILD,
-        ),
+        Part("tests of Triton", _tests(triton, rehearse), 110),
+        Part("tests of CUDA", _tests(cuda, rehearse), 90, needs=BUILD, missing=repeats),
         Part("headline", [*measure, "headline"], 180, environment=environment),
         Part("queue", [*measure, "queue"], 30, environment=environment),
     ]
     uncached = environment | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    for tool in SANITIZERS:
-        watched = [] if rehearse else ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]
-        found.append(
-            Part(tool, [*watched, *drive], 90 if rehearse else 40, environment=uncached, missing=_no(watched[:1]))
-        )
-        if rehearse:
-            break  # without the tool all three are the same
+    if rehearse:  # without the tool all three are the same
+        found.append(Part(SANITIZERS[0], drive, 90, environment=uncached))
+    else:
+        watched = ["compute-sanitizer", "--error-exitcode", "1", "--tool"]
+        found += [
+            Part(tool, [*watched, tool, *drive], 40, environment=uncached, missing=_no(watched[0]))
+            for tool in SANITIZERS
+        ]
     counting = ["ncu", "--clock-control", "none", "--csv", "--page", "raw", "--log-file", str(out / "counters.csv")]
-    found.append(Part("counters", [*counting, *drive], 60, missing=_no(counting[:1]), environment=environment))
-    found.append(Part("other sizes", [*measure, "others"], 120, environment=environment))
-    step = [*module, "benchmarks.distillation_step", "--out", str(out / "step.json")]
+    found.append(Part("counters", [*counting, *drive], 60, missing=_no(counting[0])))
+    found.append(Part("other sizes", [*measure, "others"], 120, missing=repeats))
     lacking = [name for name in STEP_NEEDS if importlib.util.find_spec(name) is None]
-    missing = f"{', '.join(lacking)} not installed" if lacking else "nothing new on a CPU" if rehearse else None
+    missing = f"{', '.join(lacking)} not installed" if lacking else repeats
+    step = [*module, "benchmarks.distillation_step", "--out", str(out / "step.json")]
     found.append(Part("step", step, 120, missing=missing))
     return found
 
 
-def _tests(folder: str, chosen: str, rehearse: bool) -> list[str]:
-    if rehearse:  # all files are collected, few tests are run
-        chosen = "test_ring_queue and reference and not processes"
-    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", folder, "-k", chosen]
+def _tests(chosen: str, rehearse: bool) -> list[str]:
+    command = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels", "-k", chosen]
     parallel = importlib.util.find_spec("xdist") is not None and not rehearse
     return [*command, "-n", str(min(8, os.cpu_count() or 1))] if parallel else command
 
 
-def _no(programs: Sequence[str]) -> str | None:
-    lacking = [name for name in programs if shutil.which(name) is None]
-    return f"there is no {lacking[0]}" if lacking else None
+def _no(program: str) -> str | None:
+    return f"there is no {program}" if shutil.which(program) is None else None
 
 
 def run(plan: Sequence[Part], out: Path, deadline: Deadline) -> Iterator[dict[str, Any]]:

@@ -84,9 +84,9 @@ PLANS = {
 }
 REHEARSAL = {
     "ceilings": Plan(),
-    "headline": Plan(SMALL),
+    "headline": Plan(SMALL, ("both",)),
     "queue": Plan(queues=SMALL_QUEUE),
-    "others": Plan(SMALL[:1], ("both",)),
+    "others": Plan(SMALL[:1], ("forward",)),
 }
 
 

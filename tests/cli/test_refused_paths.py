@@ -53,11 +53,12 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     sources = write_all(folder / "files", "extractor")
     import_oscar(sources, folder / "data", split="train")
     (folder / "data" / "test.json").write_bytes((folder / "data" / "train.json").read_bytes())
-    StageData.open(folder / "data", load_recipe("quick"))  # whose tokenizer is made the first time
+    recipe = load_recipe("quick")
+    StageData.open(folder / "data", recipe)  # whose tokenizer is made the first time
     layout = Layout(caption=24, question=20, tags=16, answer_from="cls")
     for name, task in (("teacher", "pretraining"), ("student", "pretraining"), ("captioner", "captioning")):
-        model = build_encoder(Encoder(layers=1, width=8, heads=1, ffn=8), 11, 100)
         role = "teacher" if name == "teacher" else "student"
+        model = build_encoder(getattr(recipe, role), 11, 100)
         facts = {"task": task, "role": role, "view": "paired", "stage": "by hand", "region_dim": 11}
         model.config.card = ModelCard(**facts, layout=layout if task == "captioning" else None).entry()
         model.save_pretrained(folder / name)

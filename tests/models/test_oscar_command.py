@@ -45,9 +45,18 @@ def test_a_checkpoint_for_other_data_is_refused(checkpoint: Path, tmp_path: Path
     sources = write_all(tmp_path)
     run("data", "import", tmp_path / "data", "--own", sources.own, "--captions", sources.captions)
     run("checkpoint", checkpoint, tmp_path / "teacher")
+    config = load_model(VLForPreTraining, tmp_path / "teacher").config
+    own = {
+        "layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "heads": "num_attention_heads",
+        "ffn": "intermediate_size",
+    }
+    sizes = [*(f"teacher.{name}={getattr(config, theirs)}" for name, theirs in own.items()), "student.heads=4"]
     stage = (
         "pretrain",
         "quick",
+        *sizes,
         "--data",
         tmp_path / "data",
         "--start",
