@@ -66,6 +66,11 @@ def assert_as_good(
     assert got.shape == truth.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(truth.shape)}"
     assert got.isfinite().all(), f"{name} is not finite"
     slack = SLACK[dtype] + cancellation
+    if (
+        truth.numel() and got.dtype.is_floating_point
+    ):  # what is smaller than the dtype's smallest number becomes 0 or that one
+        numbers = torch.finfo(got.dtype)
+        slack += numbers.smallest_normal * numbers.eps / (truth.abs().max().item() or 1.0)
     yardstick = error(plain, truth)
     allowed = slack + (min(yardstick, _TRUSTED * SLACK[dtype]) if yardstick == yardstick else 0.0)
     assert error(got, truth) <= allowed, f"{name}: error {error(got, truth):.2e}, allowed {allowed:.2e}"
