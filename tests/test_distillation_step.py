@@ -15,6 +15,8 @@ from benchmarks.distillation_contenders import BASE, NAMES, PADDED, PARTS, Case,
 from benchmarks.distillation_samples import PAPER, RandomSamples, lengths
 from benchmarks.distillation_table import stored, table
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 OVERRIDES = (
     "teacher={layers: 3, width: 32, heads: 4, ffn: 64}",

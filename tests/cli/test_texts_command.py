@@ -13,6 +13,8 @@ from vlkd.cli import app
 from vlkd.data import Corpus
 from vlkd.errors import VlkdError
 
+pytestmark = pytest.mark.slow
+
 
 def vlkd(*arguments: object, status: int = 0) -> str:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)

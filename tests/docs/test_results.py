@@ -17,6 +17,8 @@ from vlkd.study.results import FIGURES, REPETITION, texts
 from vlkd.study.statistics import paired_difference
 from vlkd.study.tables import change
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results" / "ablations"
 

@@ -12,7 +12,10 @@ from vlkd_kernels import attention_map, attention_mse, distill_attention, token_
 
 CHUNK = 16 * 2**20  # bytes that may be held beside inputs and gradients
 
-pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="test_on_a_gpu.py measures there")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(DEVICE != "cpu", reason="test_on_a_gpu.py measures there"),
+]
 
 
 def heads(length: int, width: int = 16) -> list[Tensor]:

@@ -21,6 +21,8 @@ from vlkd.pipeline.workshop import Workshop
 from vlkd.recipes import load_recipe
 from vlkd.training import train_stage
 
+pytestmark = pytest.mark.slow
+
 
 def note(workshop, name: str) -> int:
     """Leave a file of this name, which works that come after may ask for."""

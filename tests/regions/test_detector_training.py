@@ -15,6 +15,8 @@ from vlkd.regions.detectors import Detections
 from vlkd.regions.fit import targets_of
 from vlkd.scenes import ATTRIBUTES, CLASSES, make_picture
 
+pytestmark = pytest.mark.slow
+
 TINY = Detector(backbone="shufflenet", input_size=64, feature_dim=32, steps=6, batch=2)
 
 

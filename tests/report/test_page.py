@@ -16,6 +16,8 @@ from vlkd.report import ReportData, write_page, write_results
 from vlkd.report.page import page
 from vlkd.report.repetition import RepeatedDifference, Repetition
 
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG\r\n\x1a\n"
 NEVER_CLOSED = {"meta", "img", "br"}
 

@@ -20,6 +20,8 @@ from vlkd.scenes.render import render
 from vlkd.scenes.scene import sample_scene
 from vlkd.scenes.shapes import coverage
 
+pytestmark = pytest.mark.slow
+
 
 def fingerprint(picture: Picture) -> str:
     parts = [picture.key.encode(), picture.pixels.tobytes(), picture.boxes.tobytes(), picture.classes.tobytes()]

@@ -11,6 +11,8 @@ from scene_oracle import answer, things_of
 
 from vlkd.scenes import Picture, Question
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"colour", "texture", "size", "object", "count", "existence", "relation", "comparison"}
 
 

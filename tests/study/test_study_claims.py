@@ -12,6 +12,8 @@ from vlkd.study.findings import Claim, Study
 from vlkd.study.page import page
 from vlkd.study.statistics import over_test_items, paired_difference
 
+pytestmark = pytest.mark.slow
+
 CLAIMS = (
     Claim("It helps", "distilled", "student alone", "CIDEr +5.1"),
     Claim("The other way round", "teacher, not adapted", "teacher, adapted"),

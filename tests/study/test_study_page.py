@@ -16,6 +16,8 @@ from vlkd.study.plots import data_shares, differences, queue_sizes, seed_strips
 from vlkd.study.statistics import summarise
 from vlkd.study.tables import bounds, signed, spread
 
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

@@ -14,6 +14,8 @@ from vlkd.study.findings import METRICS, Claim
 from vlkd.study.results import REPETITION, repetition, texts
 from vlkd.study.statistics import paired_difference
 
+pytestmark = pytest.mark.slow
+
 TEXTS = {"table.md", "claims.md", "table.csv", "runs.csv"}
 FIGURES = {"claims.png", "seeds.png", "queue.png", "data.png"}
 RENAMED = {"distilled": "distilled student", "student alone": "student"}

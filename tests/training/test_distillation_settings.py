@@ -23,6 +23,8 @@ from vlkd.training.teaching import Teacher
 from vlkd.training.trained import Trained
 from vlkd.training.trainer import MethodTrainer
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = Schedule(steps=2, batch=16, accumulation=2, lr=1e-3, save_every=2, log_every=1)
 STUDENT_LAYERS = 3
 #: For each of the student's three layers, that of its teacher's two: ends of 1/3, 2/3, 1 against 1/2, 1.

@@ -20,6 +20,8 @@ from vlkd.training.finite import FiniteWatch
 from vlkd.training.trained import Forward
 from vlkd.training.trainer import MethodTrainer
 
+pytestmark = pytest.mark.slow
+
 # 48 samples are three steps: epoch 1 is steps 4 to 6. Checkpoints at 3, 6 and 8, rows of metrics at 1, 4 and 8.
 SCHEDULE = Schedule(steps=8, batch=16, accumulation=2, lr=1e-3, save_every=3, log_every=4)
 

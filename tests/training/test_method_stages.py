@@ -17,6 +17,8 @@ from vlkd.regions import RegionRecord, geometry
 from vlkd.scenes import Question
 from vlkd.training import StageData, adapt, distill, finetune, pretrain, train_stage
 
+pytestmark = pytest.mark.slow
+
 COLOURS = ("red", "green", "blue", "pink")
 
 

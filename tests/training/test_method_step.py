@@ -21,6 +21,8 @@ from vlkd.training.trained import Trained
 from vlkd.training.trainer import MethodTrainer
 from vlkd_kernels import RingQueue
 
+pytestmark = pytest.mark.slow
+
 TASKS = ("pretraining", "captioning", "vqa")
 POOLED = {"pooling": "mean", "layers": "all"}
 SQUARED = {"hidden": "mse"}

@@ -21,6 +21,8 @@ from vlkd.training import Stage, StageData, distill, finetune, pretrain, train_s
 from vlkd.training.method import Method
 from vlkd.training.trained import Forward
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> StageData:

@@ -20,6 +20,8 @@ from vlkd.training import Stage, StageInputs, train
 from vlkd.training import trainer as trainer_module
 from vlkd.training.trainer import MethodTrainer
 
+pytestmark = pytest.mark.slow
+
 # Checkpoints at 4 and 8, rows of metrics at 1, 3, 6 and 8: the row at 6 spans the checkpoint at 4.
 SCHEDULE = Schedule(steps=8, batch=16, accumulation=2, lr=1e-3, warmup=0.25, save_every=4, log_every=3)
 

@@ -25,6 +25,8 @@ from vlkd.training import trackers as trackers_module
 from vlkd.training.run import build_trainer, stage_settings
 from vlkd.training.trainer import MethodTrainer
 
+pytestmark = pytest.mark.slow
+
 SCHEDULE = Schedule(steps=4, batch=16, accumulation=2, lr=1e-3, save_every=2, log_every=1)
 TERMS = {
     "pretraining": ("language", "matching", "attention", "hidden"),
