@@ -19,8 +19,8 @@ import torch
 from benchmarks import plots
 from benchmarks.conditions import conditions
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import build, evidence, measure
-from benchmarks.gpu.running import Deadline, Part, Running
+from benchmarks.gpu import build, drive, evidence, measure
+from benchmarks.gpu.running import Deadline, Part, Running, failed, skipped
 from benchmarks.table import table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,7 +136,8 @@ def test_without_a_build_what_needs_it_is_left_out(tmp_path: Path) -> None:
 
 def test_a_program_that_cannot_be_started_is_a_result(tmp_path: Path) -> None:
     result = Running(Part("none", [str(tmp_path / "none")], 5), tmp_path / "log", tmp_path, 5).wait()
-    assert result["ended"].startswith("could not be started")
+    assert result["ended"].startswith("could not be started") and failed(result)
+    assert not failed(skipped(Part("left", WELL, 5), "5 s were left"))
 
 
 def test_a_file_is_whole_whenever_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +179,12 @@ def test_a_contender_that_fails_is_a_row_and_the_others_are_measured(
     evidence.write(path, found | {"benchmarks": rows})
     assert "| out of memory | AssertionError |" in table([path])
     assert [figure.name for figure in plots.draw(path, tmp_path)] == ["token_nce-run.svg"]
+
+
+def test_a_drive_without_a_backend_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drive, "available_backends", lambda *_, **__: ("reference",))
+    with pytest.raises(AssertionError, match="nothing but the reference runs here"):
+        drive.main(["--device", "cpu"])
 
 
 def test_rows_that_are_there_are_not_measured_again() -> None:

@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.conditions import ROOT, conditions
 from benchmarks.gpu import evidence
-from benchmarks.gpu.running import Deadline, Part, Running, skipped, succeeded
+from benchmarks.gpu.running import Deadline, Part, Running, failed, skipped, succeeded
 
 SECONDS = 480.0
 PYTHON = sys.executable
@@ -151,9 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not succeeded(result):
             print(result["output"][-1500:], flush=True)
     print(f"{deadline.spent:.0f} s; written to {out}")
-    sys.exit(
-        any(part["ended"].startswith(("exit status", "ended")) and not succeeded(part) for part in record["parts"])
-    )
+    sys.exit(any(map(failed, record["parts"])))
 
 
 if __name__ == "__main__":

@@ -137,6 +137,11 @@ def succeeded(result: Mapping[str, Any]) -> bool:
     return result["ended"] == "exit status 0"
 
 
+def failed(result: Mapping[str, Any]) -> bool:
+    """Whether it was tried and did not end well; a part that was not run is no failure."""
+    return not succeeded(result) and not result["ended"].startswith("not run: ")
+
+
 def _lead_a_group() -> None:
     """In a child, before its program: a group of its own, and its end with that of this process."""
     os.setpgid(0, 0)
