@@ -4,6 +4,8 @@
 // Losses and `count`, the number of rows or tokens that count, are 0-d, float32 (float64 for float64 inputs); gradients are of
 // the same type, and empty when `with_grad` is false. `loss_sum` is not normalised, and its gradients are not.
 
+#include "common/instruction_set.h"
+
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 #include <torch/version.h>
@@ -88,6 +90,7 @@ pybind11::dict build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled operators of vlkd_kernels, reached through torch.ops.vlkd.";
   m.def("build_info", &build_info, "How this library was compiled, as a dict.");
+  m.def("instruction_set", &vlkd::instruction_set_name, "What this process multiplies with, of what was compiled.");
 #ifdef VLKD_CUDA_VERSION
   m.def(
       "attention_mse_shared_bytes", &vlkd::attention_mse_shared_bytes,

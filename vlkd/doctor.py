@@ -60,10 +60,11 @@ def _extension() -> Iterator[Finding]:
         return
     info = extension.build_info()
     yield Finding("compiled extension", f"loaded, built by {info['compiler']} for torch {info['torch']}", True)
-    architectures = ", ".join(info["cuda_architectures"].split(";")) if info["cuda_architectures"] else ""
+    yield Finding("C++ kernels compute with", info["instruction_set"], True)
+    architectures = ", ".join(info.get("cuda_architectures", "").split(";"))
     yield Finding(
         "compiled CUDA kernels",
-        f"for {architectures}" if architectures else "left out",
+        f"for {architectures}" if architectures else f"none: {info.get('without_cuda', 'left out')}",
         True,
         "" if architectures else "with nvcc on the PATH, run `FORCE_CUDA=1 make install`",
     )

@@ -36,11 +36,12 @@ def build_info() -> dict[str, Any]:
     Returns:
         A dict with "loaded" and "why_not" always; from the build "torch", "without_cuda" (why CUDA was left out) and
         "kernels" (a list with registers, stack, shared and local memory of each CUDA kernel on each architecture, or
-        why they are not known); from the loaded library "compiler", "cxx_flags", "cxx_standard", "openmp", "cuda",
+        why they are not known); from the loaded library "instruction_set" (what the C++ kernels compute with on this
+        processor; `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA` limit it), "compiler", "cxx_flags", "cxx_standard", "openmp", "cuda",
         "cuda_version", "cuda_architectures" and "nvcc_flags".
     """
     module, reason = _load()
-    compiled = module.build_info() if module is not None else {}
+    compiled = {"instruction_set": module.instruction_set(), **module.build_info()} if module is not None else {}
     return {"loaded": module is not None, "why_not": reason, **compiled, **_record()}
 
 

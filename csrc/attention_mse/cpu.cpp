@@ -73,6 +73,13 @@ VLKD_AVX512 void work_avx512_bf16(const Problem<float>& problem, Slab<float>* be
 }
 #endif
 
+#ifdef VLKD_AMX
+VLKD_AVX512 void work_amx(const Problem<float>& problem, Slab<float>* begin, Slab<float>* end, float* memory) {
+  const WholeTiles tiles;
+  work_with<Bf16Pair, Amx>(problem, begin, end, memory);
+}
+#endif
+
 template <typename T>
 Code<T> code(const Problem<T>& p) {
   [[maybe_unused]] const InstructionSet best = instruction_set();
@@ -80,6 +87,9 @@ Code<T> code(const Problem<T>& p) {
   if constexpr (std::is_same_v<T, float>) {
     const auto is_bf16 = [](const Operand& x) { return x.type == at::kBFloat16; };
     const bool all_bf16 = is_bf16(p.q_s) && is_bf16(p.k_s) && is_bf16(p.q_t) && is_bf16(p.k_t);
+#ifdef VLKD_AMX
+    if (best >= InstructionSet::kAmx && all_bf16) return {work_amx, Workspace<T>::template size<Bf16Pair, Amx>};
+#endif
     if (best >= InstructionSet::kAvx512Bf16 && all_bf16) {
       return {work_avx512_bf16, Workspace<T>::template size<Bf16Pair, Avx512Bf16>};
     }

@@ -7,8 +7,12 @@
 //
 // An entry is what one lane of the processor's multiply-add takes: a number, or two bfloat16 that follow each other along k,
 // whose products both go into the float32 sum. Entries are as wide as sums; strides and k count entries.
+//
+// With a matrix unit (amx.h) pairs are multiplied by tiles: 16 rows of A or of a panel's columns, 16 entries along k. What is
+// over along k goes the other way.
 #pragma once
 
+#include "amx.h"
 #include "simd.h"
 
 #include <c10/util/BFloat16.h>
@@ -16,6 +20,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace vlkd {
@@ -167,6 +172,24 @@ struct Gemm {
   static VLKD_INLINE void multiply(
       T* __restrict c, int64_t c_row, const Entry* __restrict a, int64_t a_row, int64_t a_column, const Panels& b,
       int64_t m, int64_t n, int64_t k, T factor, bool add) {
+#ifdef VLKD_AMX
+    if constexpr (kHasTiles) {
+      if (a_column == 1) return multiply_tiles(c, c_row, a, a_row, a, a_row, a_column, b, m, n, k, factor, add);
+      if (a_row == 1 && k <= kMostTransposed) {
+        alignas(64) Entry rows[2 * kLanes * kMostTransposed];
+        for (int64_t i = 0; i < m; i += 2 * kLanes) {
+          const int64_t count = std::min(2 * kLanes, m - i);
+          for (int64_t r = 0; r < count; r += kLanes) {
+            for (int64_t l = 0; l + kLanes <= k; l += kLanes) {
+              transpose(rows + r * kMostTransposed + l, kMostTransposed, a + i + r + l * a_column, a_column);
+            }
+          }
+          multiply_tiles(c + i * c_row, c_row, rows, kMostTransposed, a + i, a_row, a_column, b, count, n, k, factor, add);
+        }
+        return;
+      }
+    }
+#endif
     for (int64_t first = 0; first < n; first += kPanel) {
       const Entry* panel = b.data + first * b.k;
       const bool whole = padded(b.n) - first > kLanes;
@@ -181,6 +204,100 @@ struct Gemm {
   }
 
  private:
+#ifdef VLKD_AMX
+  static constexpr bool kHasTiles = std::is_same_v<Isa, Amx> && std::is_same_v<Entry, Bf16Pair>;
+  static constexpr int64_t kMostTransposed = 64; // entries along k that are transposed at a time
+
+  // As `multiply`; `rows` is A up to the last whole tile along k, by rows of `row` entries.
+  static VLKD_INLINE void multiply_tiles(
+      T* __restrict c, int64_t c_row, const Entry* rows, int64_t row, const Entry* a, int64_t a_row, int64_t a_column,
+      const Panels& b, int64_t m, int64_t n, int64_t k, T factor, bool add) {
+    const int64_t whole = k / kLanes * kLanes;
+    for (int64_t first = 0; first < n; first += kPanel) {
+      const Entry* panel = b.data + first * b.k;
+      const int64_t width = std::min(kPanel, padded(b.n) - first);
+      for (int64_t i = 0; i < m && whole > 0; i += 2 * kLanes) {
+        T* to = c + i * c_row + first;
+        const Entry* from = rows + i * row;
+        const bool tall = m - i > kLanes;
+        if (tall && width > kLanes) {
+          block<2, 2>(to, c_row, from, row, panel, whole, factor, add);
+        } else if (tall) {
+          block<2, 1>(to, c_row, from, row, panel, whole, factor, add);
+        } else if (width > kLanes) {
+          block<1, 2>(to, c_row, from, row, panel, whole, factor, add);
+        } else {
+          block<1, 1>(to, c_row, from, row, panel, whole, factor, add);
+        }
+      }
+      if (whole == k) continue;
+      const Entry *left = a + whole * a_column, *below = panel + whole * width;
+      for (int64_t i = 0; i < m; i += kRows) {
+        T* to = c + i * c_row + first;
+        if (width > kLanes) {
+          step<2>(to, c_row, left + i * a_row, a_row, a_column, below, k - whole, factor, add || whole > 0);
+        } else {
+          step<1>(to, c_row, left + i * a_row, a_row, a_column, below, k - whole, factor, add || whole > 0);
+        }
+      }
+    }
+  }
+
+  // kTall x kWide tiles of C, in registers 0 to 3; A's are in 4 and 5, B's in 6 and 7.
+  template <int kTall, int kWide>
+  static VLKD_INLINE void block(
+      T* __restrict c, int64_t c_row, const Entry* a, int64_t row, const Entry* b, int64_t k, T factor, bool add) {
+    const int64_t line = c_row * static_cast<int64_t>(sizeof(T)), a_line = row * static_cast<int64_t>(sizeof(Entry));
+    constexpr int64_t kLine = kWide * kLanes * sizeof(Entry);
+    const bool direct = factor == 1;
+    if (direct && add) {
+      tile_load<0>(c, line);
+      if constexpr (kWide == 2) tile_load<1>(c + kLanes, line);
+      if constexpr (kTall == 2) tile_load<2>(c + kLanes * c_row, line);
+      if constexpr (kTall == 2 && kWide == 2) tile_load<3>(c + kLanes * c_row + kLanes, line);
+    } else {
+      tile_zero<0>();
+      if constexpr (kWide == 2) tile_zero<1>();
+      if constexpr (kTall == 2) tile_zero<2>();
+      if constexpr (kTall == 2 && kWide == 2) tile_zero<3>();
+    }
+    for (int64_t l = 0; l < k; l += kLanes, a += kLanes, b += kWide * kLanes * kLanes) {
+      tile_load<4>(a, a_line);
+      tile_load<6>(b, kLine);
+      tile_dot_pairs<0, 4, 6>();
+      if constexpr (kWide == 2) {
+        tile_load<7>(b + kLanes, kLine);
+        tile_dot_pairs<1, 4, 7>();
+      }
+      if constexpr (kTall == 2) {
+        tile_load<5>(a + kLanes * row, a_line);
+        tile_dot_pairs<2, 5, 6>();
+        if constexpr (kWide == 2) tile_dot_pairs<3, 5, 7>();
+      }
+    }
+    if (direct) {
+      tile_store<0>(c, line);
+      if constexpr (kWide == 2) tile_store<1>(c + kLanes, line);
+      if constexpr (kTall == 2) tile_store<2>(c + kLanes * c_row, line);
+      if constexpr (kTall == 2 && kWide == 2) tile_store<3>(c + kLanes * c_row + kLanes, line);
+      return;
+    }
+    constexpr int64_t kWidth = kWide * kLanes, kSumsLine = kWidth * sizeof(T);
+    alignas(64) T sums[kTall * kLanes * kWidth];
+    tile_store<0>(sums, kSumsLine);
+    if constexpr (kWide == 2) tile_store<1>(sums + kLanes, kSumsLine);
+    if constexpr (kTall == 2) tile_store<2>(sums + kLanes * kWidth, kSumsLine);
+    if constexpr (kTall == 2 && kWide == 2) tile_store<3>(sums + kLanes * kWidth + kLanes, kSumsLine);
+    for (int64_t i = 0; i < kTall * kLanes; ++i, c += c_row) {
+#pragma GCC unroll 2
+      for (int64_t j = 0; j < kWidth; j += kLanes) {
+        const Vector scaled = factor * V::load(sums + i * kWidth + j);
+        V::store(c + j, add ? V::load(c + j) + scaled : scaled);
+      }
+    }
+  }
+#endif
+
   static VLKD_INLINE Vector load(const Entry* from) { return V::load(reinterpret_cast<const T*>(from)); }
   static VLKD_INLINE void store(Entry* to, Vector x) { V::store(reinterpret_cast<T*>(to), x); }
 

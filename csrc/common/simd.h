@@ -13,6 +13,9 @@
 #define VLKD_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #if !defined(__clang__) // which refuses instructions outside of such a function, even in one that is inlined there
 #define VLKD_AVX512_BF16
+#if __GNUC__ >= 11 // whose assembler knows the instructions
+#define VLKD_AMX
+#endif
 #endif
 #endif
 
@@ -64,6 +67,9 @@ struct Avx512Bf16 : Avx512 {
     return result;
   }
 };
+#endif
+#ifdef VLKD_AMX
+struct Amx : Avx512Bf16 {}; // pairs are multiplied by tiles (amx.h), all else is done as without
 #endif
 
 // A vector register of T, for loops that are written rather than left to the vectoriser.

@@ -59,11 +59,24 @@ VLKD_AVX512 void work_avx512_bf16(Step step, const Job<float>& job, int64_t begi
 }
 #endif
 
+#ifdef VLKD_AMX
+VLKD_AVX512 void work_amx(Step step, const Job<float>& job, int64_t begin, int64_t end, float* memory) {
+  if (step != Step::kCompare) return work_avx512_bf16(step, job, begin, end, memory);
+  const WholeTiles tiles;
+  compare_with<Bf16Pair, Amx>(job, begin, end, memory);
+}
+#endif
+
 // `paired`: all rows are bfloat16, and of an even width.
 template <typename T>
 Code<T> code([[maybe_unused]] bool paired) {
   constexpr at::ScalarType kType = c10::CppTypeToScalarType<T>::value;
   [[maybe_unused]] const InstructionSet best = instruction_set();
+#ifdef VLKD_AMX
+  if constexpr (std::is_same_v<T, float>) {
+    if (paired && best >= InstructionSet::kAmx) return {work_amx, at::kBFloat16};
+  }
+#endif
 #ifdef VLKD_AVX512_BF16
   if constexpr (std::is_same_v<T, float>) {
     if (paired && best >= InstructionSet::kAvx512Bf16) return {work_avx512_bf16, at::kBFloat16};
@@ -171,7 +184,7 @@ class TokenNce {
     if (tokens.count == 0) return;
     const int64_t count = rows.size(0), row = padded(count);
     const int64_t across = row * tokens.width, down = tokens.gradient == nullptr ? 0 : count * padded(tokens.width);
-    const int64_t chunks = (tokens.count + job_.chunk - 1) / job_.chunk, memory = job_.chunk * (row + padded(tokens.width));
+    const int64_t chunks = (tokens.count + job_.chunk - 1) / job_.chunk, memory = job_.chunk * (dots_row<T>(count) + padded(tokens.width));
     const int64_t threads = std::min<int64_t>(at::get_num_threads(), chunks), packs = row + across + down;
     const int64_t bytes = (packs + threads * memory) * static_cast<int64_t>(sizeof(T));
     if (!scratch_.has_value() || scratch_->bytes() < bytes) scratch_.emplace(bytes);

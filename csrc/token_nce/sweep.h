@@ -25,6 +25,13 @@ constexpr int64_t kStrip = 32;       // columns that are packed at a time: whole
 constexpr int64_t strips(int64_t columns) { return (columns + kStrip - 1) / kStrip; }
 constexpr int64_t padded(int64_t size) { return (size + kPadding - 1) / kPadding * kPadding; }
 
+// From row to row of dot products: an odd number of cache lines, for rows a power of two apart would share a few sets of the cache.
+template <typename T>
+constexpr int64_t dots_row(int64_t candidates) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  return (padded(candidates) / kLine | 1) * kLine;
+}
+
 // All tokens. Rows are of the type that the products take, `stride` numbers apart.
 template <typename T>
 struct Tokens {
@@ -121,7 +128,7 @@ VLKD_INLINE void round_weights(T* row, int64_t count) {
   }
 }
 
-// Tokens [first, first + count), at most kChunk, against a block of candidates. Memory: `dots` [C, padded(J)], `copy` [C, E].
+// Tokens [first, first + count), at most kChunk, against a block of candidates. Memory: `dots` [C, dots_row(J)], `copy` [C, E].
 template <typename Entry, typename Isa, typename T>
 VLKD_INLINE void compare_chunk(
     const Tokens<T>& tokens, const Candidates<T>& candidates, int64_t first, int64_t count, T* dots, T* copy) {
@@ -129,7 +136,7 @@ VLKD_INLINE void compare_chunk(
   using Number = typename EntryTraits<Entry>::Number;
   using V = Simd<T, Isa>;
   const int64_t width = tokens.width, along = width / EntryTraits<Entry>::kNumbers;
-  const int64_t row = padded(candidates.count), gradient_row = padded(width);
+  const int64_t row = dots_row<T>(candidates.count), gradient_row = padded(width);
   const Entry* h_s = reinterpret_cast<const Entry*>(static_cast<const Number*>(tokens.h_s) + first * width);
   if (G::padded(count) != count) { // rows that a product reads but nobody has
     Entry* to = reinterpret_cast<Entry*>(copy);
@@ -146,7 +153,7 @@ VLKD_INLINE void compare_chunk(
                tokens.ids == nullptr ? nullptr : tokens.ids + i, candidates.ids},
         tokens.states[i], tokens.inverse_temperature);
     if (tokens.gradient == nullptr) continue;
-    round_weights<Entry, Isa>(dots + c * row, row);
+    round_weights<Entry, Isa>(dots + c * row, padded(candidates.count));
     if (shrink != 1) {
       T* gradient = tokens.gradient + i * gradient_row;
       for (int64_t e = 0; e < gradient_row; e += V::kLanes) V::store(gradient + e, V::load(gradient + e) * static_cast<T>(shrink));
@@ -198,6 +205,15 @@ struct Job {
   int64_t chunk; // C
 };
 
+// Chunks [begin, end) of tokens against the candidates.
+template <typename Entry, typename Isa, typename T>
+VLKD_INLINE void compare_with(const Job<T>& job, int64_t begin, int64_t end, T* memory) {
+  for (int64_t first = begin * job.chunk; first < std::min(end * job.chunk, job.tokens.count); first += job.chunk) {
+    const int64_t count = std::min(job.chunk, job.tokens.count - first);
+    compare_chunk<Entry, Isa>(job.tokens, job.candidates, first, count, memory, memory + job.chunk * dots_row<T>(job.candidates.count));
+  }
+}
+
 template <typename Entry, typename Isa, typename T>
 VLKD_INLINE void work_with(Step step, const Job<T>& job, int64_t begin, int64_t end, T* memory) {
   const Tokens<T>& tokens = job.tokens;
@@ -205,12 +221,7 @@ VLKD_INLINE void work_with(Step step, const Job<T>& job, int64_t begin, int64_t 
     case Step::kBegin: return begin_tokens<Entry, Isa>(tokens, begin, end);
     case Step::kPack: return pack_strips<Entry, Isa>(job.candidates, tokens.width, begin, end);
     case Step::kFinish: return finish_gradients<Entry, Isa>(tokens, begin, end);
-    case Step::kCompare:
-      for (int64_t first = begin * job.chunk; first < std::min(end * job.chunk, tokens.count); first += job.chunk) {
-        const int64_t count = std::min(job.chunk, tokens.count - first);
-        T* copy = memory + job.chunk * padded(job.candidates.count);
-        compare_chunk<Entry, Isa>(tokens, job.candidates, first, count, memory, copy);
-      }
+    case Step::kCompare: return compare_with<Entry, Isa>(job, begin, end, memory);
   }
 }
 

@@ -147,7 +147,7 @@ def test_attention_reads_through_strides_and_mixed_dtypes() -> None:
 @pytest.mark.parametrize("widths", [(8, 12), (9, 13), (33, 16), (96, 31)])
 @pytest.mark.parametrize("layout", ["contiguous", "heads last", "width first", "even rows", "odd rows"])
 def test_attention_multiplies_bfloat16_of_every_width_and_layout(widths: tuple, layout: str) -> None:
-    """Its numbers are taken in pairs, which an odd width or stride breaks up."""
+    """Its numbers are taken in pairs, which an odd width or stride breaks up, and those 16 at a time with AMX."""
 
     def followed_by_others(x: Tensor, count: int) -> Tensor:
         return torch.cat([x, 9 * torch.randn_like(x)[..., :count]], -1)[..., : x.shape[-1]]
@@ -159,7 +159,7 @@ def test_attention_multiplies_bfloat16_of_every_width_and_layout(widths: tuple, 
         "even rows": lambda x: followed_by_others(x, 2 + x.shape[-1] % 2),
         "odd rows": lambda x: followed_by_others(x, 3 - x.shape[-1] % 2),
     }
-    for q, m in ((16, 32), (7, 19)):
+    for q, m in ((16, 32), (7, 19), (77, 50)):
         tensors = attention_inputs(2, 3, q, m, widths=widths, dtype=torch.bfloat16)
         check_attention([layouts[layout](x) for x in tensors])
 

@@ -112,9 +112,11 @@ def test_nce_matches_truth_in_every_shape(n: int, k: int, e: int) -> None:
     check_nce(*nce_inputs(n, k, e), in_batch=True, token_ids=torch.arange(n) % 7, negative_ids=torch.arange(k) % 7)
 
 
-@pytest.mark.parametrize(("n", "k", "e"), [(1, 1, 2), (1, 1031, 6), (300, 1100, 24), (65, 3, 7), (3, 513, 64)])
+@pytest.mark.parametrize(
+    ("n", "k", "e"), [(1, 1, 2), (1, 1031, 6), (300, 1100, 24), (65, 3, 7), (3, 513, 64), (109, 70, 100)]
+)
 def test_nce_multiplies_bfloat16_of_every_shape(n: int, k: int, e: int) -> None:
-    """Its numbers are taken in pairs, which an odd width or number of candidates breaks up."""
+    """Its numbers are taken in pairs, which an odd width or number of candidates breaks up, and those 16 at a time with AMX."""
     inputs = nce_inputs(n, k, e, torch.bfloat16)
     check_nce(*inputs, temperature=0.1, normalize_negatives=False)
     check_nce(*inputs, temperature=0.03, in_batch=True)

@@ -58,6 +58,22 @@ def test_the_doctor_says_which_backend_each_operator_uses(vlkd):
     assert "8, ., 0" not in shown.stdout
 
 
+@pytest.mark.parametrize(
+    "built", [{"cuda_architectures": "9.0;10.0+PTX"}, {"without_cuda": "no CUDA toolkit was found"}]
+)
+def test_the_doctor_says_what_the_extension_was_built_for(monkeypatch, built):
+    from vlkd import doctor
+    from vlkd_kernels import extension
+
+    info = {"compiler": "gcc 12", "torch": "2.14.1", "instruction_set": "AVX2", **built}
+    monkeypatch.setattr(extension, "load", lambda: extension)
+    monkeypatch.setattr(extension, "build_info", lambda: info)
+    findings = {finding.subject: finding for finding in doctor._extension()}
+    assert findings["C++ kernels compute with"].state == "AVX2"
+    told = "for 9.0, 10.0+PTX" if "cuda_architectures" in built else "none: no CUDA toolkit was found"
+    assert findings["compiled CUDA kernels"].state == told
+
+
 @pytest.mark.parametrize(("reason", "state"), [(None, "computed"), ("it needs a thing", "left out")])
 def test_the_doctor_says_why_a_metric_is_left_out(monkeypatch, reason, state):
     from vlkd import doctor
