@@ -7,7 +7,8 @@ Environment:
     VLKD_NO_EXTENSION=1    compile nothing
     VLKD_NO_CUDA=1         compile C++ only
     FORCE_CUDA=1           fail where the installation would otherwise go on without CUDA
-    TORCH_CUDA_ARCH_LIST   CUDA architectures, such as "8.0;9.0+PTX"
+    TORCH_CUDA_ARCH_LIST   CUDA architectures, such as "8.0;9.0+PTX"; without it those of the GPUs that are here, else 8.0+PTX,
+                           which newer ones translate when they first load it
     CUDA_HOME              the toolkit, if it is not the one whose nvcc is on the PATH
     MAX_JOBS               how many files are compiled at a time
 """
@@ -28,16 +29,14 @@ from setuptools import setup
 HERE = Path(__file__).parent
 NAME = "vlkd_kernels._C"
 RECORD = "_build.json"
-CPU_SOURCES = [
-    "csrc/library.cpp",
-    "csrc/attention_mse/cpu.cpp",
-    "csrc/token_nce/cpu.cpp",
-    "csrc/ring_queue/cpu.cpp",
-]
-CUDA_SOURCES = ["csrc/attention_mse/cuda.cu", "csrc/token_nce/cuda.cu", "csrc/ring_queue/cuda.cu"]
-ARCHITECTURES = ("8.0", "9.0", "10.0")
+# Each operator's folder has cpu.cpp, and for GPUs cuda.cpp and kernels whose instances are spread over files for as many jobs.
+CPU_SOURCES = ["csrc/library.cpp", "csrc/*/cpu.cpp"]
+CUDA_SOURCES = ["csrc/*/cuda.cpp", "csrc/*/*.cu"]
+PORTABLE = (
+    "8.0+PTX"  # what every GPU that the kernels need can run: newer ones translate the PTX when they first load it
+)
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]
-NVCC_FLAGS = ["-O3", "--threads=2"]
+NVCC_FLAGS = ["-O3"]
 
 
 def flag(name: str) -> bool:
@@ -84,13 +83,28 @@ def why_no_cuda(toolkit: Path | None, torch_cuda: str | None) -> str | None:
 
 
 def choose_architectures(toolkit: Path) -> str:
-    """TORCH_CUDA_ARCH_LIST, or those of ours that this nvcc knows, the newest also as PTX for what comes later."""
+    """TORCH_CUDA_ARCH_LIST; without it those of the GPUs that are here and that this nvcc knows, or where none is, `PORTABLE`."""
     named = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if named:
         return named
     known = nvcc_output(toolkit, "--list-gpu-arch").split()
-    chosen = [arch for arch in ARCHITECTURES if "compute_" + arch.replace(".", "") in known]
-    return ";".join(chosen) + "+PTX"
+    present = [f"{major}.{minor}" for major, minor in present_capabilities()]
+    if present and all("compute_" + arch.replace(".", "") in known for arch in present):
+        return ";".join(present)
+    return PORTABLE
+
+
+def present_capabilities() -> list[tuple[int, int]]:
+    """Compute capabilities of the GPUs of this machine for which there are kernels, each once."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return sorted({capability for i in range(count) if (capability := torch.cuda.get_device_capability(i)) >= (8, 0)})
+
+
+def sources(patterns: list[str]) -> list[str]:
+    """The files of csrc that match one of the patterns."""
+    return sorted(str(path.relative_to(HERE)) for pattern in patterns for path in HERE.glob(pattern))
 
 
 def kernel_resources(library: Path, toolkit: Path) -> list[dict[str, Any]] | str:
@@ -167,7 +181,7 @@ def make_extension(toolkit: Path | None) -> Any:
     make = cpp_extension.CppExtension if toolkit is None else cpp_extension.CUDAExtension
     return make(
         NAME,
-        CPU_SOURCES if toolkit is None else CPU_SOURCES + CUDA_SOURCES,
+        sources(CPU_SOURCES if toolkit is None else CPU_SOURCES + CUDA_SOURCES),
         include_dirs=[pybind11.get_include()],
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         depends=sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/*/*.*h")),
@@ -205,7 +219,8 @@ def make_command(toolkit: Path | None, no_cuda: str | None) -> Any:
                 print(f"vlkd: the extension is built without CUDA, because: {without_cuda}", file=sys.stderr)
                 return self.record(without_cuda=without_cuda)
             assert toolkit is not None
-            return self.record(kernels=kernel_resources(Path(self.get_ext_fullpath(NAME)), toolkit))
+            kernels = kernel_resources(Path(self.get_ext_fullpath(NAME)), toolkit)
+            return self.record(cuda_version=nvcc_version(toolkit), kernels=kernels)
 
         def attempt(self) -> str | None:
             """Compile and link; why that failed, or None."""

@@ -1,25 +1,51 @@
-"""What nvcc made of csrc's CUDA kernels: registers and memory from the build, matrix instructions from the machine code."""
+"""What nvcc makes of csrc's CUDA kernels: registers and memory from the build, matrix instructions from the machine code."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ahead_of_time import tool
 from vlkd_kernels import extension
 
+ROOT = Path(__file__).parents[1]
+Rows = dict[str, dict[str, Any]]
 
-def compiled_kernels() -> tuple[str, dict[str, dict[str, Any]]]:
+
+def installed_kernels() -> tuple[str, Rows]:
     """The CUDA version and a row for every kernel and architecture; ("", {}) where the extension holds none."""
     info = extension.build_info()
     module = extension.load()
     if module is None or not info["cuda"] or not isinstance(info.get("kernels"), list):  # or why they are not known
         return "", {}
-    instructions = _matrix_instructions(Path(str(module.__file__)))
+    return info["cuda_version"], _rows(info["kernels"], Path(str(module.__file__)))
+
+
+def built_kernels(architectures: Sequence[int], jobs: int) -> tuple[str, Rows]:
+    """The same of an extension that is built for it, into a folder that goes again; some minutes."""
+    named = ";".join(f"{architecture // 10}.{architecture % 10}" for architecture in architectures)
+    environment = os.environ | {"TORCH_CUDA_ARCH_LIST": named, "FORCE_CUDA": "1", "MAX_JOBS": str(jobs)}
+    with tempfile.TemporaryDirectory() as folder:
+        where = ["--build-lib", folder, "--build-temp", f"{folder}/objects"]
+        subprocess.run(
+            [sys.executable, "setup.py", "--quiet", "build_ext", *where], cwd=ROOT, env=environment, check=True
+        )
+        built = Path(folder) / "vlkd_kernels"
+        record = json.loads((built / "_build.json").read_text())
+        return record["cuda_version"], _rows(record["kernels"], next(built.glob("_C*.so")))
+
+
+def _rows(kernels: list[dict[str, Any]], library: Path) -> Rows:
+    instructions = _matrix_instructions(library)
     rows = {}
-    for kernel in sorted(info["kernels"], key=lambda kernel: (kernel["kernel"], kernel["architecture"])):
+    for kernel in sorted(kernels, key=lambda kernel: (kernel["kernel"], kernel["architecture"])):
         name, architecture = kernel["kernel"].removeprefix("vlkd::"), kernel["architecture"]
         rows[f"{name}/{architecture}"] = {
             "registers": kernel["registers"],
@@ -28,7 +54,7 @@ def compiled_kernels() -> tuple[str, dict[str, dict[str, Any]]]:
             "shared": kernel["shared_bytes"],
             "instructions": instructions.get((kernel["kernel"], architecture), []),
         }
-    return info["cuda_version"], rows
+    return rows
 
 
 def _matrix_instructions(library: Path) -> dict[tuple[str, str], list[str]]:

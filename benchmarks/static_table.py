@@ -5,14 +5,17 @@
     python -m benchmarks.static_table --write    compile everything and rewrite static_table.json
 
 Triton's kernels are compiled here. The quick part is bfloat16 at one size on every architecture, and float32 and float16 on
-sm_90; tests hold it to the committed table. csrc's kernels are read from the installed extension, if it has any. Registers depend
-on the compiler, so the table says which Triton and which CUDA made it. Needs no GPU.
+sm_90; tests hold it to the committed table. csrc's kernels are read from the installed extension, if it has any; to write the table
+they are built for every architecture. Registers depend on the compiler, so the table says which Triton and which CUDA made it.
+Needs no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +25,7 @@ import torch
 import triton
 
 from benchmarks.ahead_of_time import ARCHITECTURES, Launch, compile_launch, record
-from benchmarks.csrc_kernels import compiled_kernels
+from benchmarks.csrc_kernels import built_kernels, installed_kernels
 from vlkd_kernels.attention_mse import triton as attention_mse
 from vlkd_kernels.distill_attention import triton as distill_attention
 from vlkd_kernels.token_nce import triton as token_nce
@@ -128,8 +131,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"compile everything and rewrite {PATH.name}")
     options = parser.parse_args()
     rows = compile_cases(quick=not (options.all or options.write))
-    cuda, csrc = compiled_kernels()
-    if options.write and not csrc:  # no toolkit here: what another machine found stays
+    if not options.write:
+        cuda, csrc = installed_kernels()
+    elif shutil.which("nvcc"):
+        cuda, csrc = built_kernels(ARCHITECTURES, jobs=os.cpu_count() or 1)
+    else:  # what another machine found stays
         cuda, csrc = (json.loads(PATH.read_text())[key] for key in ("cuda", "csrc"))
     table = {"triton": triton.__version__, "kernels": rows, "cuda": cuda, "csrc": csrc}
     text = json.dumps(table, indent=1) + "\n"

@@ -51,7 +51,7 @@ TORCH_LIBRARY_IMPL(vlkd, Autograd, m) {
 
 #ifdef VLKD_CUDA_VERSION
 namespace vlkd {
-std::optional<int> attention_mse_shared_bytes(int64_t keys, int64_t width, int64_t width_t); // attention_mse/cuda.cu
+std::optional<int> attention_mse_shared_bytes(int64_t keys, int64_t width, int64_t width_t); // attention_mse/cuda.cpp
 }
 #endif
 

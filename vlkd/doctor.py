@@ -61,13 +61,27 @@ def _extension() -> Iterator[Finding]:
     info = extension.build_info()
     yield Finding("compiled extension", f"loaded, built by {info['compiler']} for torch {info['torch']}", True)
     yield Finding("C++ kernels compute with", info["instruction_set"], True)
-    architectures = ", ".join(info.get("cuda_architectures", "").split(";"))
-    yield Finding(
-        "compiled CUDA kernels",
-        f"for {architectures}" if architectures else f"none: {info.get('without_cuda', 'left out')}",
-        True,
-        "" if architectures else "with nvcc on the PATH, run `FORCE_CUDA=1 make install`",
-    )
+    named = info.get("cuda_architectures", "")
+    state = f"for {', '.join(named.split(';'))}" if named else f"none: {info.get('without_cuda', 'left out')}"
+    yield Finding("compiled CUDA kernels", state, *_fits(named))
+
+
+def _fits(architectures: str) -> tuple[bool, str]:
+    """Whether the GPUs that are here can run what was compiled for `architectures` (as in TORCH_CUDA_ARCH_LIST), and advice."""
+    import torch
+
+    from vlkd_kernels import extension
+
+    anew = "`FORCE_CUDA=1 make -B install` compiles for the GPUs that are here"
+    if not architectures:
+        return True, "with nvcc on the PATH, run `FORCE_CUDA=1 make -B install`"
+    if not torch.cuda.is_available():
+        return True, "newer GPUs translate the PTX when they first load it" if "PTX" in architectures else ""
+    count = torch.cuda.device_count()
+    ways = {extension.runs_on(architectures, torch.cuda.get_device_capability(index)) for index in range(count)}
+    if None in ways:
+        return False, f"not for a GPU that is here; {anew}"
+    return True, f"translated from PTX when first loaded; {anew}" if "PTX" in ways else ""
 
 
 def _backends() -> Iterator[Finding]:

@@ -129,10 +129,23 @@ def _status(
         return False, f"the compiled extension is not loaded: {extension.why_not()}"
     if not _has_kernel(op, backend):
         return False, f"the compiled extension holds no {backend} kernel for it"
+    if backend == "cuda" and (refusal := _architecture_refusal(torch.cuda.get_device_capability())):
+        return False, refusal
     if backend == "cuda" and op in ("attention_mse", "token_nce") and dtype not in (torch.float16, torch.bfloat16):
         return False, f"it computes in float16 or bfloat16, got {str(dtype).removeprefix('torch.')}"
     refusal = _cuda_refusal(keys, widths) if (op, backend) == ("attention_mse", "cuda") else None
     return refusal is None, refusal or "the compiled extension holds a kernel for it"
+
+
+@functools.cache
+def _architecture_refusal(capability: tuple[int, int]) -> str | None:
+    """Why a GPU cannot run what the extension was compiled for; None if it can."""
+    architectures = extension.build_info()["cuda_architectures"]
+    if extension.runs_on(architectures, capability) is not None:
+        return None
+    return "the extension is compiled for {}, this GPU is of compute capability {}.{}; install vlkd again here".format(
+        architectures, *capability
+    )
 
 
 def _cuda_refusal(keys: int, widths: tuple[int, ...]) -> str | None:

@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -43,6 +43,19 @@ def build_info() -> dict[str, Any]:
     module, reason = _load()
     compiled = {"instruction_set": module.instruction_set(), **module.build_info()} if module is not None else {}
     return {"loaded": module is not None, "why_not": reason, **compiled, **_record()}
+
+
+def runs_on(architectures: str, capability: tuple[int, int]) -> Literal["machine code", "PTX"] | None:
+    """How a GPU runs what was compiled for `architectures` (as in TORCH_CUDA_ARCH_LIST), or None: it cannot.
+
+    Machine code runs on the same major version from its minor version on, PTX is translated by every GPU that is no older.
+    """
+    forms = [
+        (tuple(map(int, name.removesuffix("+PTX").split("."))), "PTX" in name) for name in architectures.split(";")
+    ]
+    if any(major == capability[0] and minor <= capability[1] for (major, minor), _ in forms):
+        return "machine code"
+    return "PTX" if any(form <= capability and has_ptx for form, has_ptx in forms) else None
 
 
 @functools.cache

@@ -5,22 +5,13 @@
 #pragma once
 
 #include "../common/fragments.cuh"
+#include "plan.h"
 
 #include <cstdint>
 #include <type_traits>
 
 namespace vlkd {
 
-// A [B, heads, rows, D] input, read through its strides (in elements).
-struct HeadInput {
-  const void* data;
-  Element type;
-  bool vectors; // its rows can be copied 16 bytes at a time, as they are
-  int64_t strides[4];
-  int width;
-};
-
-constexpr int kRowPad = 8; // elements that a row in shared memory is longer than what it holds
 constexpr float kHidden = -1e30f; // a hidden key's score: its exponential is 0, and the difference of two is 0
 
 // Rows [first, first + rows) of one head as T into shared memory, zeros from row `limit` on and beside the head's width.

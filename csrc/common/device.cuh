@@ -1,7 +1,8 @@
 // What every kernel needs: the shared memory of its launch, warps, and inputs of any dtype.
 #pragma once
 
-#include <c10/core/ScalarType.h>
+#include "element.h"
+
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
@@ -16,18 +17,6 @@ namespace vlkd {
 
 constexpr int kWarp = 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
-
-enum class Element { kHalf, kBFloat16, kFloat, kDouble, kByte };
-
-inline Element element_of(c10::ScalarType type) {
-  switch (type) {
-    case c10::ScalarType::Half: return Element::kHalf;
-    case c10::ScalarType::BFloat16: return Element::kBFloat16;
-    case c10::ScalarType::Float: return Element::kFloat;
-    case c10::ScalarType::Byte: return Element::kByte;
-    default: return Element::kDouble;
-  }
-}
 
 // Of a floating-point dtype.
 __device__ inline float element(const void* data, Element type, int64_t at) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "fragments.cuh"
+#include "tile.h"
 
 #include <cstdint>
 
@@ -17,7 +18,7 @@ struct Matrix {
   int64_t stride, rows, columns;
 };
 
-constexpr int kTile = 128, kSlice = 32, kStages = 3, kTileThreads = 256;
+constexpr int kSlice = 32, kStages = 3, kTileThreads = 256;
 // Rows in shared memory are 8 elements longer than what they hold, so that eight rows of a tile never meet in one bank.
 constexpr int kSlicePitch = kSlice + 8, kTilePitch = kTile + 8;
 constexpr int kStage = 2 * kTile * kSlicePitch; // elements: a slice of A, and one of B, which is no larger

@@ -57,11 +57,22 @@ def test_what_the_cuda_kernel_takes(
     limit = types.SimpleNamespace(shared_memory_per_block_optin=101376)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: limit)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(extension, "runs_on", lambda *_: "machine code")
     with pytest.raises(BackendError, match=refusal) if refusal else nullcontext():
         assert choose("attention_mse", "cuda", "cuda", dtype, keys, widths) == "cuda"
     if keys == 128:
         with pytest.raises(BackendError, match=refusal) if refusal else nullcontext():
             assert choose("token_nce", "cuda", "cuda", dtype) == "cuda"
+
+
+def test_the_extension_may_be_compiled_for_other_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not extension.build_info().get("cuda"):
+        pytest.skip("the extension is built without CUDA")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    with pytest.raises(BackendError, match="this GPU is of compute capability 7\\.5; install vlkd again here"):
+        choose("token_nce", "cuda", "cuda", torch.bfloat16)
 
 
 def test_an_unknown_op_is_refused() -> None:

@@ -67,7 +67,7 @@ def forward(
     attn_mask: Tensor | None = None, query_mask: Tensor | None = None, is_causal: bool = False,
     distance: str = "mse", with_grad: bool = True, backwards: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The arguments that csrc/attention_mse/cuda.cu makes, and the kernel on every block; as `reference.forward`."""
+    """The arguments that csrc/attention_mse/cuda.cpp makes, and the kernel on every block; as `reference.forward`."""
     device = "cuda" if kernel is None else "cpu"
     q_s, k_s, q_t, k_t = (moved(x, device) for x in tensors.values())
     scale_s, scale_t = scale_s or q_s.shape[3] ** -0.5, scale_t or q_t.shape[3] ** -0.5

@@ -67,7 +67,7 @@ def forward(
     token_mask: Tensor | None = None, token_ids: Tensor | None = None, normalize: bool = True, in_batch: bool = False,
     with_grad: bool = True, backwards: bool = False, chunks: tuple[int, int] = (TILE, TILE),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The arguments that csrc/token_nce/cuda.cu makes, and its kernels; as `reference.forward`."""
+    """The arguments that csrc/token_nce/cuda.cpp makes, and its kernels; as `reference.forward`."""
     device = "cuda" if kernel is None else "cpu"
     ring = negatives if isinstance(negatives, RingQueue) else None
     stored = moved(negatives.rows if isinstance(negatives, RingQueue) else negatives, device)

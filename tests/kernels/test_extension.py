@@ -167,14 +167,44 @@ def test_cuda_is_left_out_with_a_reason(setup: ModuleType, monkeypatch: pytest.M
     assert "VLKD_NO_CUDA" in setup.why_no_cuda(here, "13.2")
 
 
-def test_architectures_are_those_that_nvcc_knows(
-    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("present", "chosen"),
+    [
+        ([], "8.0+PTX"),
+        ([(9, 0), (8, 0), (9, 0)], "8.0;9.0"),
+        ([(7, 5), (9, 0)], "9.0"),
+        ([(7, 5)], "8.0+PTX"),
+        ([(11, 0)], "8.0+PTX"),  # which this nvcc does not know
+    ],
+)
+def test_architectures_are_those_of_the_gpus_that_are_here(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, present: list[tuple[int, int]], chosen: str
 ) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    assert setup.choose_architectures(toolkit(tmp_path / "new")) == "8.0;9.0;10.0+PTX"
-    assert setup.choose_architectures(toolkit(tmp_path / "old", "12.2", "compute_80 compute_90")) == "8.0;9.0+PTX"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(present))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(present))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", present.__getitem__)
+    assert setup.choose_architectures(toolkit(tmp_path / "cuda")) == chosen
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
-    assert setup.choose_architectures(tmp_path / "new") == "8.6"
+    assert setup.choose_architectures(tmp_path / "cuda") == "8.6"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "way"),
+    [
+        ("8.0+PTX", (8, 0), "machine code"),
+        ("8.0+PTX", (8, 9), "machine code"),
+        ("8.0+PTX", (9, 0), "PTX"),
+        ("8.0;9.0+PTX", (12, 0), "PTX"),
+        ("8.0;9.0", (10, 0), None),
+        ("8.6", (8, 0), None),
+        ("9.0+PTX", (8, 6), None),
+    ],
+)
+def test_a_gpu_runs_machine_code_of_its_kind_or_older_ptx(
+    architectures: str, capability: tuple[int, int], way: str | None
+) -> None:
+    assert extension.runs_on(architectures, capability) == way
 
 
 def test_kernel_resources_are_read_from_cuobjdump(setup: ModuleType) -> None:

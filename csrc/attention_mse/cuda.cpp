@@ -1,15 +1,14 @@
-// attention_mse on the GPU: the arguments of the one kernel, which is in head.cuh, and its launch.
+// attention_mse on the GPU: the arguments of the one kernel, which is in head.cuh.
 //
 // Legend: B batch, H heads, L queries, M keys, D head width.
 
 #include "arguments.h"
-#include "head.cuh"
+#include "launch.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sum.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
@@ -33,15 +32,6 @@ HeadInput head_input(const at::Tensor& x, at::ScalarType type) {
   return {
       x.const_data_ptr(), element_of(x.scalar_type()), vectors,
       {x.stride(0), x.stride(1), x.stride(2), x.stride(3)}, static_cast<int>(x.size(3))};
-}
-
-template <typename T, typename Plan>
-void launch(const HeadProblem& problem, int64_t blocks) {
-  const int shared = Plan::shared_bytes(problem.keys);
-  const auto kernel = attention_mse_head<T, Plan>;
-  C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  kernel<<<static_cast<unsigned>(blocks), Plan::kThreads, shared, c10::cuda::getCurrentCUDAStream()>>>(problem);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_mse_cuda(
@@ -105,15 +95,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention
     problem.grad_q = grad_q.mutable_data_ptr<float>();
     problem.grad_k = grad_k.mutable_data_ptr<float>();
     const c10::cuda::CUDAGuard device(q_s.device());
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
     const bool found = visit_plan(problem.keys, problem.q_s.width, problem.q_t.width, [&](auto plan) {
       if (type == at::kHalf) {
-        launch<c10::Half, decltype(plan)>(problem, blocks);
+        launch_head<c10::Half, decltype(plan)>(problem, blocks, stream);
       } else {
-        launch<c10::BFloat16, decltype(plan)>(problem, blocks);
+        launch_head<c10::BFloat16, decltype(plan)>(problem, blocks, stream);
       }
     });
     TORCH_CHECK(
-        found, "attention_mse: no CUDA kernel for keys ", k_s.sizes(), " and ", k_t.sizes(), "; see visit_plan in head.cuh");
+        found, "attention_mse: no CUDA kernel for keys ", k_s.sizes(), " and ", k_t.sizes(), "; see visit_plan in plan.h");
   }
   const at::Tensor totals = sums.sum(1);
   const at::Tensor count = totals[1], scale = mean ? count.clamp_min(1).reciprocal() : at::scalar_tensor(1, options);

@@ -1,21 +1,19 @@
-// token_nce on the GPU: its arguments, memory and launches; the kernels are in kernels.cuh.
+// token_nce on the GPU: its arguments and memory; the kernels are in kernels.cuh.
 //
 // Legend: N tokens, E embedding width, K negatives, C tokens and J candidates of a chunk.
 
 #include "arguments.h"
-#include "kernels.cuh"
+#include "launch.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -30,16 +28,6 @@ RowsInput rows_input(const at::Tensor& x) {
 bool in_place(const at::Tensor& x, at::ScalarType type) {
   return x.scalar_type() == type && x.stride(1) == 1 && x.stride(0) % 8 == 0 && x.size(1) % 8 == 0 &&
       reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
-}
-
-template <typename T>
-void launch_all(const NceProblem& problem) {
-  token_nce<T>(problem, [](auto kernel, int64_t blocks, int threads, int shared, auto... arguments) {
-    TORCH_CHECK(blocks <= std::numeric_limits<int>::max(), "token_nce: too large for the CUDA kernels");
-    if (shared > 0) C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-    kernel<<<static_cast<unsigned>(blocks), threads, shared, c10::cuda::getCurrentCUDAStream()>>>(arguments...);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  });
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_nce_cuda(
@@ -124,7 +112,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> token_nce
   p.grad_temperature = of_token(5);
   p.gradient = with_grad ? gradient.mutable_data_ptr<float>() : nullptr;
   p.values = values.mutable_data_ptr<float>();
-  type == at::kHalf ? launch_all<c10::Half>(p) : launch_all<c10::BFloat16>(p);
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+  type == at::kHalf ? launch_token_nce<c10::Half>(p, stream) : launch_token_nce<c10::BFloat16>(p, stream);
 
   const at::Tensor count = mask.defined() ? mask.sum(at::kFloat) : at::full({}, static_cast<double>(tokens), options);
   const at::Tensor grad_temperature = with_grad ? of_tokens.select(0, 5).sum() : at::zeros({}, options);
