@@ -168,6 +168,43 @@ def test_logits_of_chosen_positions_are_those_of_all(config, inputs, kind) -> No
     assert model(**inputs, logit_positions=torch.zeros_like(positions)).logits.shape == (0, 50)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("kind", ["pretraining", "captioning", "vqa", "vqa_mask"])
+def test_without_all_hidden_states_heads_read_the_same(config, inputs, captioning_inputs, kind, packed) -> None:
+    """Logits and gradients are those of a model that gives all hidden states; of these there are the rows that were read."""
+    kinds = {"pretraining": VLForPreTraining, "captioning": VLForCaptioning, "vqa": VLForVQA, "vqa_mask": VLForVQA}
+    inputs = dict(captioning_inputs if kind == "captioning" else inputs)
+    if kind == "vqa_mask":
+        config.answer_mask_id = 4
+        inputs["input_ids"][:, 2] = 4
+    torch.manual_seed(0)
+    model = kinds[kind](config).eval()
+    valid = inputs["attention_mask"].any(1)
+    if packed:
+        inputs["token_index"] = valid.flatten().nonzero().flatten()
+    read = torch.zeros(B, L, dtype=torch.bool)
+    if kind in ("pretraining", "captioning"):
+        positions = inputs["logit_positions"] = torch.tensor([[0, 1, 1, 0, 0, 0, 0, 0]] * B).bool() & valid[:, :T]
+        read[:, :T] = positions
+    if kind in ("pretraining", "vqa"):
+        read[:, 0] = True
+    if kind == "vqa_mask":
+        read[:, 2] = True
+    found = []
+    for all_hidden in (True, False):
+        model.zero_grad()
+        output = model(**inputs, all_hidden=all_hidden)
+        scores = [x for x in (output.logits, output.matching_logits) if x is not None]
+        sum(x.square().sum() for x in scores).backward()
+        gradients = [x.grad.clone() for x in model.parameters() if x.grad is not None]
+        found.append((output.hidden.detach(), [x.detach() for x in scores], gradients))
+    (hidden, *whole), (rows, *chosen) = found
+    assert rows.shape == hidden.shape and not rows[~read].any() and hidden[~read].any()
+    torch.testing.assert_close(rows[read], hidden[read], rtol=0, atol=2e-6)  # states of order 1
+    for one, other in zip([*whole[0], *whole[1]], [*chosen[0], *chosen[1]], strict=True):
+        assert (one - other).abs().max() <= 2e-6 * max(1.0, one.abs().max())
+
+
 @torch.no_grad()
 def test_outputs_of_each_head(config, inputs) -> None:
     pretraining, vqa = VLForPreTraining(config).eval(), VLForVQA(config).eval()

@@ -133,6 +133,80 @@ def test_compiled_layers_read_whole_batches(model, inputs, tokens) -> None:
     assert not model._packs(torch.device("cuda"))
 
 
+def read_by_last(model: VLModel) -> list[torch.Size]:
+    """The shapes that the last layer's feed-forward part reads, as they come."""
+    shapes: list[torch.Size] = []
+    model.encoder.layer[-1].output.register_forward_pre_hook(lambda module, args: shapes.append(args[1].shape))
+    return shapes
+
+
+@pytest.mark.parametrize("mask", ["keys", "pairs"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(("counts", "repeated"), [((1, 1, 1), 0), ((5, 0, 2), 1), ((0, 1, 0), 0)])
+def test_the_last_layer_computes_what_is_read(
+    model, inputs, valid, tokens, implementation, mask, counts, repeated
+) -> None:
+    """States, and the gradients of every weight and of the layer's input, are those of a layer that computes everything.
+
+    In float64, whose sums in another order differ by far less than anything forgotten would.
+    """
+    model.double()
+    model.set_attn_implementation(implementation)
+    if mask == "pairs":
+        inputs["attention_mask"] = valid[:, None, :] & valid[:, :, None] & torch.ones(L, L, dtype=torch.bool).tril()
+    # From behind, so that they are not the first of a sequence, and in no order.
+    places = [L * row + LENGTHS[row] - 1 - number for row, count in enumerate(counts) for number in range(count)]
+    read = torch.tensor(places[1::2] + places[::2] + repeated * places[:1])
+    torch.manual_seed(2)
+    weights = torch.randn(len(read), 16, dtype=torch.float64)
+    shapes, entered, found = read_by_last(model), [], []
+    model.encoder.layer[-1].register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    for index in (None, tokens):
+        model.zero_grad()
+        states = model(**inputs, token_index=index, read=read)
+        entered[-1].retain_grad()
+        (states * weights).sum().backward()
+        gradients = [x.grad.clone() for x in model.parameters() if x.grad is not None]
+        of_input = entered[-1].grad[valid] if index is None else entered[-1].grad[0]
+        found.append((states.detach(), [*gradients, of_input]))
+    assert shapes == [(B, L, 16), (1, sum(counts), 16)]
+    (whole, whole_gradients), (chosen, chosen_gradients) = found
+    torch.testing.assert_close(chosen, whole, rtol=0, atol=1e-12)  # states of order 1
+    for one, other in zip(whole_gradients, chosen_gradients, strict=True):
+        assert (one - other).abs().max() <= 1e-12 * max(1.0, one.abs().max())
+
+
+def test_a_last_layer_whose_attention_is_captured_computes_everything(model, inputs, tokens) -> None:
+    read = torch.tensor([2, L + 2, 2 * L + 2])
+    shapes = read_by_last(model)
+    with capture_attention(model) as captured:
+        states = model(**inputs, token_index=tokens, read=read)
+    with capture_attention(model) as expected:
+        hidden = model(**inputs, token_index=tokens)
+    assert torch.equal(states, hidden[:, 2]) and torch.equal(captured[-1].query, expected[-1].query)
+    model(**inputs, token_index=tokens, read=read)
+    assert shapes == [(1, sum(LENGTHS), 16)] * 2 + [(1, B, 16)]
+
+
+def test_nothing_is_read(model, inputs, tokens) -> None:
+    states = model(**inputs, token_index=tokens, read=torch.zeros(0, dtype=torch.int64))
+    assert states.shape == (0, 16)
+    states.sum().backward()
+
+
+def test_dropout_acts_on_what_is_read(model, inputs, tokens) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.encoder.layer[-1].attention.self.dropout.p = 0.5
+    model.train()
+    first, second = (model(**inputs, token_index=tokens, read=tokens) for _ in range(2))
+    assert not torch.equal(first, second)
+    model.eval()
+    first, second = (model(**inputs, token_index=tokens, read=tokens) for _ in range(2))
+    assert torch.equal(first, second)
+
+
 def test_packing_and_back() -> None:
     rows = torch.arange(1.0, 13).view(2, 3, 2)
     packing = Packing.of(torch.tensor([0, 1, 3]), 2, 3)

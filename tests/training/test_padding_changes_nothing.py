@@ -82,7 +82,13 @@ def test_losses_and_gradients(data: StageData, recipe: Recipe, tmp_path: Path, t
         torch.manual_seed(5)
         trainer.method.queue.enqueue_(torch.randn(9, trainer.method.queue.rows.shape[1]))
 
+    computed: list[int] = []  # rows of the last layer's output
+    last = trainer.trained.model.bert.encoder.layer[-1].output
+    last.register_forward_hook(lambda module, inputs, output: computed.append(output.shape[:-1].numel()))
     (ours, our_gradient), (theirs, their_gradient) = (losses_and_gradients(trainer, batch) for batch in batches)
+    # What no loss reads is left out where hidden states are not distilled.
+    assert (computed[0] < batches[0]["valid"].sum()) == (view == "own")
+    assert computed[1] == batches[1]["valid"].numel()
     expected = {"own": 1, "paired": 3, "misaligned": 3}[view] + (1 if task == "pretraining" else int(view != "own"))
     assert len(ours) == expected and all(value > 0 for value in ours.values())
     for name, value in theirs.items():

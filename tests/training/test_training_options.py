@@ -156,7 +156,7 @@ def test_compiled_layers_train_the_same(build: Callable[..., MethodTrainer], mon
     monkeypatch.setattr(nn.Module, "compile", compile_and_tell)
     weights, rows = _trained(build())
     weights_compiled, rows_compiled = _trained(build(compile=True, gradient_checkpointing=True))
-    assert compiled == ["BertLayer", "BertSelfOutput", "BertIntermediate", "BertOutput"] * 2  # the student, its teacher
+    assert compiled == ["VLLayer", "BertSelfOutput", "BertIntermediate", "BertOutput"] * 2  # the student, its teacher
     for row, found in zip(rows, rows_compiled, strict=True):
         assert found == pytest.approx(row, rel=1e-5, abs=1e-8)
     for name, tensor in weights.items():

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertSelfAttention, eager_attention_forward
@@ -106,6 +106,11 @@ def capture_attention(model: nn.Module, layers: Sequence[int] = (-1,)) -> Iterat
         for key, config in configs.items():
             config._attn_implementation = original[key]
         _active.remove(captured)
+
+
+def is_captured(config: PretrainedConfig) -> bool:
+    """Whether queries and keys of modules with this configuration are recorded."""
+    return (config._attn_implementation or "").startswith(_PREFIX)
 
 
 def _capturing(implementation: str) -> str:

@@ -1,13 +1,14 @@
 """The encoder with a head for each task.
 
 Legend: B batch, T text and tag tokens, R regions, L places of a sequence (its words come first), D hidden width, V vocabulary,
-A answers.
+A answers, m places whose last state a head reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from transformers.models.bert.modeling_bert import BertOnlyMLMHead, BertPredicti
 from transformers.utils.generic import ModelOutput
 
 from vlkd.models.configuration import VLConfig
-from vlkd.models.encoder import VLModel, VLPreTrainedModel
+from vlkd.models.encoder import VLModel, VLPreTrainedModel, pick_rows
 
 _TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -28,7 +29,8 @@ class VLOutput(ModelOutput):
     """What a model with a head returns.
 
     Attributes:
-        hidden: [B, L, D], the last hidden state.
+        hidden: [B, L, D], the last hidden state. Without ``all_hidden``, it is 0 where the head does not read it, and has no
+            gradient.
         logits: [B, T, V] or [n, V] (language), [B, A] (answers).
         matching_logits: [B, 2], class 1 = the picture and its text belong together; pre-training only.
     """
@@ -38,7 +40,28 @@ class VLOutput(ModelOutput):
     matching_logits: Tensor | None = None
 
 
-class _LanguageModel(VLPreTrainedModel):
+class _HeadedModel(VLPreTrainedModel):
+    """An encoder whose head reads some places of the last hidden state."""
+
+    bert: VLModel
+
+    def _encode(
+        self, read: Tensor, all_hidden: bool, attention_mask: Tensor, **inputs: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The last hidden state, [B, L, D], and its rows at the places ``read`` (int64 [m], b·L + i), [m, D].
+
+        Without ``all_hidden`` there is nothing but these in the former, see :class:`VLOutput`.
+        """
+        if all_hidden:
+            hidden = self.bert(attention_mask=attention_mask, **inputs)
+            return hidden, pick_rows(hidden, read)
+        rows = self.bert(attention_mask=attention_mask, **inputs, read=read)
+        batch, _, length = attention_mask.shape
+        hidden = rows.new_zeros(batch * length, rows.shape[1]).index_copy_(0, read, rows.detach())
+        return hidden.unflatten(0, (batch, length)), rows
+
+
+class _LanguageModel(_HeadedModel):
     """A model whose ``cls.predictions`` shares its decoder with the word embeddings."""
 
     _tied_weights_keys = _TIED
@@ -50,9 +73,9 @@ class _LanguageModel(VLPreTrainedModel):
             # The decoder then has a bias of its own and nobody reads this one, for which DistributedDataParallel would wait.
             self.cls.predictions.register_parameter("bias", None)
 
-    def _language_logits(self, hidden: Tensor, text_length: int, positions: Tensor | None) -> Tensor:
-        text = hidden[:, :text_length]  # [B, T, D]
-        return self.cls.predictions(text if positions is None else text[positions])
+    def _text_logits(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
+        """[B, T, V]: of all text and tags."""
+        return self.cls.predictions(hidden[:, : input_ids.shape[1]])
 
 
 class VLForPreTraining(_LanguageModel):
@@ -76,17 +99,34 @@ class VLForPreTraining(_LanguageModel):
         sequence_index: Tensor | None = None,
         token_index: Tensor | None = None,
         logit_positions: Tensor | None = None,
+        all_hidden: bool = True,
     ) -> VLOutput:
         """Inputs as in :meth:`VLModel.forward`.
 
         ``logit_positions`` (bool [B, T]) asks for the vocabulary logits of these n tokens only, in row-major order:
-        ``logits`` is then [n, V] instead of [B, T, V], the same numbers at a fraction of the cost.
+        ``logits`` is then [n, V] instead of [B, T, V], the same numbers at a fraction of the cost. Without ``all_hidden`` the
+        last layer may compute nothing but what these and [CLS] need.
         """
-        hidden = self.bert(
-            input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index, token_index
-        )
-        logits = self._language_logits(hidden, input_ids.shape[1], logit_positions)
-        return VLOutput(hidden, logits, self.cls.seq_relationship(self.bert.pool(hidden)))
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "regions": regions,
+            "attention_mask": attention_mask,
+            "sequence_index": sequence_index,
+            "token_index": token_index,
+        }
+        if logit_positions is None:
+            hidden = self.bert(**inputs)
+            return VLOutput(
+                hidden, self._text_logits(hidden, input_ids), self.cls.seq_relationship(self.bert.pool(hidden))
+            )
+        first = _first_places(attention_mask)  # [B], of [CLS]
+        read = torch.cat((first, _word_places(logit_positions, first)))
+        hidden, rows = self._encode(read, all_hidden, **inputs)
+        of_first, of_words = rows.split((len(first), len(rows) - len(first)))
+        matching = self.cls.seq_relationship(self.bert.pool(of_first.unsqueeze(1)))
+        return VLOutput(hidden, self.cls.predictions(of_words), matching)
 
 
 class VLForCaptioning(_LanguageModel):
@@ -108,12 +148,34 @@ class VLForCaptioning(_LanguageModel):
         sequence_index: Tensor | None = None,
         token_index: Tensor | None = None,
         logit_positions: Tensor | None = None,
+        all_hidden: bool = True,
     ) -> VLOutput:
         """As :meth:`VLForPreTraining.forward`, without matching."""
-        hidden = self.bert(
-            input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index, token_index
-        )
-        return VLOutput(hidden, self._language_logits(hidden, input_ids.shape[1], logit_positions))
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "regions": regions,
+            "attention_mask": attention_mask,
+            "sequence_index": sequence_index,
+            "token_index": token_index,
+        }
+        if logit_positions is None:
+            hidden = self.bert(**inputs)
+            return VLOutput(hidden, self._text_logits(hidden, input_ids))
+        hidden, rows = self._encode(_word_places(logit_positions, _first_places(attention_mask)), all_hidden, **inputs)
+        return VLOutput(hidden, self.cls.predictions(rows))
+
+
+def _first_places(attention_mask: Tensor) -> Tensor:
+    """int64 [B], the place b·L of the first token of each sequence."""
+    return attention_mask.shape[-1] * torch.arange(len(attention_mask), device=attention_mask.device)
+
+
+def _word_places(chosen: Tensor, first: Tensor) -> Tensor:
+    """int64 [n], the places b·L + i of chosen words (bool [B, T]), in row-major order; ``first`` [B] are the places b·L."""
+    sequence, word = chosen.nonzero(as_tuple=True)
+    return first[sequence] + word
 
 
 class _MaskTransform(nn.Module):
@@ -128,7 +190,7 @@ class _MaskTransform(nn.Module):
         return self.predictions["transform"](hidden)
 
 
-class VLForVQA(VLPreTrainedModel):
+class VLForVQA(_HeadedModel):
     """A token's state -> dropout -> linear over the answer vocabulary.
 
     The token is [CLS], through the pooler, as in Oscar; or, with ``config.answer_mask_id``, the last [MASK] of the text,
@@ -171,18 +233,29 @@ class VLForVQA(VLPreTrainedModel):
         attention_mask: Tensor,
         sequence_index: Tensor | None = None,
         token_index: Tensor | None = None,
+        all_hidden: bool = True,
     ) -> VLOutput:
-        """Inputs as in :meth:`VLModel.forward`; ``logits`` is [B, A], one independent score an answer."""
-        hidden = self.bert(
-            input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index, token_index
-        )
-        return VLOutput(hidden, self.classifier(self.dropout(self._summary(hidden, input_ids))))
+        """Inputs as in :meth:`VLModel.forward`; ``logits`` is [B, A], one independent score an answer.
 
-    def _summary(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
-        """[B, D]: the state that answers."""
+        Without ``all_hidden`` the last layer may compute nothing but the state that answers.
+        """
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "regions": regions,
+            "attention_mask": attention_mask,
+            "sequence_index": sequence_index,
+            "token_index": token_index,
+        }
+        places = _first_places(attention_mask) + self._answering(input_ids)
+        hidden, rows = self._encode(places, all_hidden, **inputs)  # [B, L, D], [B, D]
+        summary = self.bert.pool(rows.unsqueeze(1)) if self.config.answer_mask_id is None else self.cls(rows)
+        return VLOutput(hidden, self.classifier(self.dropout(summary)))
+
+    def _answering(self, input_ids: Tensor) -> Tensor:
+        """int64 [B], the word of each sequence whose state answers; the first one where there is no [MASK]."""
         if self.config.answer_mask_id is None:
-            return self.bert.pool(hidden)
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = ((input_ids == self.config.answer_mask_id) * places).argmax(dim=1)  # [B]
-        state = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        return self.cls(state)
+            return input_ids.new_zeros(len(input_ids))
+        word = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return ((input_ids == self.config.answer_mask_id) * word).argmax(dim=1)

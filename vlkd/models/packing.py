@@ -1,6 +1,9 @@
 """Batches without their padding: all of a layer but its attention computes real tokens alone.
 
-Legend: B sequences, L places of each, n real tokens of all of them, H heads, Dh head width, D hidden width.
+And a last layer without the tokens that nobody reads: keys and values are made of all, the rest of those that are read.
+
+Legend: B sequences, L places of each, n real tokens of all of them, m tokens that are read, Q the most of one sequence, H heads,
+Dh head width, D hidden width.
 """
 
 from __future__ import annotations
@@ -47,15 +50,58 @@ class Packing(NamedTuple):
 
     def spread(self, rows: Tensor) -> Tensor:
         """[1, n, D] -> [B, L, D]."""
-        return functional.embedding(self.places, rows[0])
+        # A view, not rows[0], whose backward fills a tensor with zeros first.
+        return functional.embedding(self.places, rows.flatten(0, 1))
+
+
+class Reading(NamedTuple):
+    """Which tokens of a packed batch are read.
+
+    Attributes:
+        rows: int64 [m], their rows among the n tokens, ascending, each once.
+        queries: where they stand among the queries of attention, [B, Q].
+        places: int64 [B, Q], the place b·L + i of each query.
+        order: int64, which of the m was asked for first, which next, and so on.
+    """
+
+    rows: Tensor
+    queries: Packing
+    places: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, asked: Tensor, packing: Packing) -> Reading:
+        """The reading of the places ``asked`` (int64, b·L + i in any order, at least one) of a batch packed by ``packing``."""
+        read = torch.zeros_like(packing.places, dtype=torch.bool)  # [B, L]
+        read.view(-1)[asked] = True
+        index = read.flatten().nonzero().flatten()  # [m]
+        most = int(read.sum(1).max())
+        first = most * torch.arange(len(read), device=read.device)  # [B], a sequence's first query
+        slots = first[:, None] + read.cumsum(1) - 1  # [B, L]
+        queries = Packing.of(slots.flatten()[index], len(read), most)
+        order = read.flatten().cumsum(0)[asked] - 1
+        return cls(packing.places.flatten()[index], queries, index[queries.places], order)
+
+    def pick(self, rows: Tensor) -> Tensor:
+        """[1, n, D] -> [1, m, D]."""
+        return functional.embedding(self.rows, rows.flatten(0, 1)).unsqueeze(0)
+
+    def mask(self, bias: Tensor) -> Tensor:
+        """What the queries may see: [B, 1, L, L] -> [B, 1, Q, L]."""
+        return functional.embedding(self.places, bias.flatten(0, 2)).unsqueeze(1)
+
+    def as_asked(self, rows: Tensor) -> Tensor:
+        """[1, m, D] -> the rows in the order in which they were asked for."""
+        return functional.embedding(self.order, rows.flatten(0, 1))
 
 
 @contextmanager
 def packed_attention(config: PretrainedConfig) -> Iterator[None]:
-    """Attention of modules with this configuration takes the option ``packing``, as the layers pass it on.
+    """Attention of modules with this configuration takes the options ``packing`` and ``reading``, as the layers pass them on.
 
     Their queries, keys and values are then [1, H, n, Dh]. They are laid out as [B, H, L, Dh], with the mask's L, for the attention
-    function that was chosen, and whoever records what that reads; its output [B, L, H, Dh] becomes [1, n, H, Dh].
+    function that was chosen, and whoever records what that reads; its output [B, L, H, Dh] becomes [1, n, H, Dh]. With
+    ``reading``, queries and output have m tokens and Q places.
     """
     chosen = config._attn_implementation or "eager"
     config._attn_implementation = _packing(chosen)
@@ -85,11 +131,16 @@ def _attend(
     attention_mask: Tensor | None,
     *,
     packing: Packing,
+    reading: Reading | None = None,
     **options: object,
 ) -> tuple[Tensor, Tensor | None]:
-    heads = [_laid_out(packing, x) for x in (query, key, value)]
+    queries = packing
+    if reading is not None:
+        queries = reading.queries
+        attention_mask = None if attention_mask is None else reading.mask(attention_mask)
+    heads = (_laid_out(where, x) for where, x in ((queries, query), (packing, key), (packing, value)))
     output, weights = inner(module, *heads, attention_mask, **options)  # [B, L, H, Dh]
-    return packing.pack(output.flatten(2)).unflatten(2, output.shape[2:]), weights
+    return queries.pack(output.flatten(2)).unflatten(2, output.shape[2:]), weights
 
 
 def _laid_out(packing: Packing, heads: Tensor) -> Tensor:

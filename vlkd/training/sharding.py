@@ -13,9 +13,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
 from vlkd.errors import VlkdError
+from vlkd.models.encoder import VLLayer
 from vlkd.recipes import Training
 
-_LAYER = "BertLayer"
+_LAYER = VLLayer.__name__
 
 
 def require_sharding(training: Training) -> None:

@@ -24,7 +24,8 @@ class Forward(NamedTuple):
     """What one forward pass leaves for the losses.
 
     Attributes:
-        hidden: [B, L, D], the last hidden state.
+        hidden: [B, L, D], the last hidden state. Of a student whose hidden states are not distilled, it may be 0 in the rows that its
+            head does not read.
         attention: queries and keys of the last layer, when attention is compared.
         earlier_attention: those of the layers before it that are compared too, in their order.
         logits: [n, V] or [B, A], when a loss needs them.
@@ -84,7 +85,7 @@ class Trained(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Forward:
         with capture_attention(self.model, self.layers) as captured:
-            output = self.model(**inputs_of(batch, self.role))
+            output = self.model(**inputs_of(batch, self.role), all_hidden=self.projection is not None)
         return Forward(
             hidden=output.hidden,
             attention=captured[self.layers[-1]] if self.layers else _ABSENT,
