@@ -79,5 +79,5 @@ def _hide(
     hidden = ids.copy()
     hidden[chosen[draw < MASKED]] = tokens.mask
     at_random = chosen[(draw >= MASKED) & (draw < MASKED + RANDOM)]
-    hidden[at_random] = rng.choice(tokens.ordinary, size=len(at_random))
+    hidden[at_random] = tokens.ordinary[rng.integers(len(tokens.ordinary), size=len(at_random))]
     return hidden, labels
