@@ -213,3 +213,12 @@ def test_packing_and_back() -> None:
     packed = packing.pack(rows)
     assert packed.tolist() == [[[1, 2], [3, 4], [7, 8]]]
     assert packing.spread(packed).tolist() == [[[1, 2], [3, 4], [1, 2]], [[7, 8], [1, 2], [1, 2]]]
+
+
+def test_padding_gives_no_gradient() -> None:
+    """No loss may read it, so whatever comes back from there is nobody's, such as the first token's."""
+    packing = Packing.of(torch.tensor([0, 1, 3]), 2, 3)
+    rows = torch.randn(1, 3, 2, requires_grad=True)
+    gradient = torch.arange(1.0, 13).view(2, 3, 2)
+    packing.spread(rows).backward(gradient)
+    assert rows.grad is not None and torch.equal(rows.grad, packing.pack(gradient))

@@ -107,15 +107,20 @@ class VLModel(VLPreTrainedModel):
         position_ids: Tensor,
         regions: Tensor,
         sequence_index: Tensor | None = None,
+        token_index: Tensor | None = None,
     ) -> Tensor:
-        """What the first layer reads, float [B, L, D]; arguments as in :meth:`forward`."""
+        """What the first layer reads, float [B, L, D] or, of the places ``token_index``, [n, D]; arguments as in :meth:`forward`."""
         text = self.embeddings(input_ids, token_type_ids=token_type_ids, position_ids=position_ids)  # [B, T, D]
         parts = torch.cat((text, self.region_embeddings(regions)), dim=1)  # [B, T + R, D]
-        if sequence_index is None:
-            return parts
-        first = parts.shape[1] * torch.arange(parts.shape[0], device=parts.device)  # [B], a sequence's first row of all
+        rows = token_index
+        if sequence_index is not None:
+            first = parts.shape[1] * torch.arange(
+                parts.shape[0], device=parts.device
+            )  # [B], a sequence's first row of all
+            rows = sequence_index + first[:, None]  # [B, L]
+            rows = rows if token_index is None else rows.flatten()[token_index]
         # An embedding of rows is gathered fast, and its backward is deterministic on a GPU too.
-        return functional.embedding(sequence_index + first[:, None], parts.flatten(0, 1))
+        return parts if rows is None else functional.embedding(rows, parts.flatten(0, 1))
 
     def forward(
         self,
@@ -147,18 +152,19 @@ class VLModel(VLPreTrainedModel):
         Returns:
             float [B, L, D], whose rows of padding are finite and mean nothing; with ``read`` its m rows, [m, D].
         """
-        hidden = self.embed(input_ids, token_type_ids, position_ids, regions, sequence_index)
+        packed_index = token_index if self._packs(input_ids.device) else None
+        hidden = self.embed(input_ids, token_type_ids, position_ids, regions, sequence_index, packed_index)
         bias = attention_bias(attention_mask, hidden.dtype)
-        if token_index is None or not self._packs(hidden.device):
+        if packed_index is None:
             hidden = self.encoder(hidden, attention_mask=bias).last_hidden_state
             return hidden if read is None else pick_rows(hidden, read)
-        packing = Packing.of(token_index, *hidden.shape[:2])
+        packing = Packing.of(packed_index, len(attention_mask), attention_mask.shape[-1])
         reading = None
         if read is not None and len(read) and not is_captured(self.config):
             reading = Reading.of(read, packing)
         *layers, last = self.encoder.layer
         with packed_attention(self.config):
-            packed = packing.pack(hidden)
+            packed = hidden.unsqueeze(0)  # [1, n, D]
             for layer in layers:
                 packed = layer(packed, bias, packing=packing)
             packed = last(packed, bias, packing=packing, reading=reading)
