@@ -72,3 +72,15 @@ def test_special_tokens_are_read_off_the_tokenizer(tokenizer) -> None:
     )
     assert not set(tokens.ordinary.tolist()) & set(tokenizer.all_special_ids)
     assert len(tokens.ordinary) == len(tokenizer) - 5
+
+
+def test_random_tokens_are_those_that_choice_draws() -> None:
+    """Runs of earlier versions go on with the same numbers."""
+    for seed in range(20):
+        ours, theirs = np.random.default_rng(seed), np.random.default_rng(seed)
+        hidden, labels = mask_tokens(SENTENCE, ours, TOKENS, 1.0)
+        chosen = np.flatnonzero((theirs.random(len(SENTENCE)) < 1.0) & (SENTENCE != CLS) & (SENTENCE != SEP))
+        draw = theirs.random(len(chosen))
+        at_random = chosen[(draw >= 0.8) & (draw < 0.9)]
+        assert np.array_equal(hidden[at_random], theirs.choice(TOKENS.ordinary, size=len(at_random)))
+        assert ours.random() == theirs.random() and np.array_equal(labels[chosen], SENTENCE[chosen])

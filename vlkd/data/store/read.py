@@ -135,7 +135,7 @@ class RegionStore:
         for number, (key, (place, row)) in enumerate(zip(keys, self._places(keys, view), strict=True)):
             sizes[number] = self._sizes_of(place)[row]
             counts[number] = count = self._copy(BOXES[view], place, row, boxes[number])
-            if any([count != self._copy(name, place, row, values[number]) for name, values in sides]):
+            if any(count != self._copy(name, place, row, values[number]) for name, values in sides):
                 self._read(key, view)  # says what
         if not batch.is_sound():
             self.read(keys, view)
