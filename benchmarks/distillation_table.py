@@ -1,4 +1,4 @@
-"""Turns stored measurements of the whole step into Markdown.
+"""Turns stored measurements of the whole step into Markdown, which benchmarks/README.md shows.
 
 python -m benchmarks.distillation_table [FILE ...]      every file of benchmarks/results/step/ but latest.json if none is named
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def _case(title: str, rows: list[Row]) -> str:
     memory = [_memory(row) for row in rows if row["estimate"]]
     if "peak_rss" in rows[0]:
         memory.append(f"The process held at most {_bytes(rows[0]['peak_rss'])}.")
-    return "\n\n".join([title, markdown, *memory])
+    return "\n\n".join([textwrap.fill(title, 130, break_on_hyphens=False), markdown, *memory])
 
 
 def _line(row: Row) -> list[str]:
@@ -86,8 +87,8 @@ def _ratio(ratio: dict[str, float] | None) -> str:
 def _memory(row: Row) -> str:
     total = row["held"] + row["peak_memory"]
     return (
-        f"{row['contender']} with weights, moments and queue: {_bytes(total)}, of which `vlkd.training.budget` tells "
-        f"{_bytes(row['estimate'])} beforehand."
+        f"{row['contender']} with weights, moments and queue: {_bytes(total)}. `vlkd.training.budget` predicted "
+        f"{_bytes(row['estimate'])}."
     )
 
 

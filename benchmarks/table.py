@@ -1,4 +1,4 @@
-"""Turns stored measurements into Markdown tables.
+"""Turns stored measurements into Markdown tables, which benchmarks/README.md shows.
 
 python -m benchmarks.table [FILE ...]                 every file of benchmarks/results/ if none is named
 python -m benchmarks.table --phases [FILE ...]        forward and backward each by itself too, and peak memory
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _section(run: dict[str, Any], phases: bool) -> str:
         ]
         if rows:
             tables.append(_table(op, [name for name in names if any(r["contender"] == name for r in rows)], rows, best))
-    return "\n\n".join([conditions, *tables])
+    return "\n\n".join([textwrap.fill(conditions, 130, break_on_hyphens=False), *tables])
 
 
 def _table(op: str, names: list[str], rows: list[dict[str, Any]], best: dict[str, Any]) -> str:
