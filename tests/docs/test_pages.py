@@ -1,4 +1,4 @@
-"""Every page's links lead somewhere, and the first page is short."""
+"""Every page's links lead somewhere, its prose is plain, and the first page is short."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ PAGES = [
     *sorted((ROOT / "vlkd_kernels").glob("*/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+PROSE = [page for page in PAGES if page.name not in ("CHANGELOG.md", "log.md")]
+WORN = re.compile(r"\bof (its|their) own\b|\bwhat is left of\b|\bstands? in\b|\btells\b")
+CLAIMS = ROOT / "docs" / "results" / "ablations" / "claims.md"  # is on a page as it was made
+LONGEST_LINE = 140
 MOST_WORDS = 900  # of README.md: four minutes
 
 
@@ -52,6 +56,15 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# One, two\n[a](#one-two) [b](#three) [c](page.md#one-two) [d](other.md)\n```\n[e](f)\n```\n")
     assert broken_links(page) == ["#three", "other.md"]
+
+
+@pytest.mark.parametrize("page", PROSE, ids=name)
+def test_prose_is_plain(page: Path) -> None:
+    """No line is too wide to read, tables and commands aside; no phrase that hides who does what."""
+    text = page.read_text(encoding="utf-8").replace(CLAIMS.read_text(encoding="utf-8").strip(), "")
+    assert WORN.findall(re.sub(r"\s+", " ", text)) == []
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE).splitlines()
+    assert [line for line in prose if len(line) > LONGEST_LINE and not line.startswith("|")] == []
 
 
 def test_the_first_page_is_short() -> None:
