@@ -1,4 +1,4 @@
-"""Builds the optional compiled extension `vlkd_kernels._C` from csrc; everything else stands in pyproject.toml.
+"""Builds the optional compiled extension `vlkd_kernels._C` from csrc; everything else is in pyproject.toml.
 
 C++ is always compiled, CUDA if a toolkit is found that fits torch; whether this machine has a GPU does not matter.
 If something cannot be compiled the installation still succeeds, and `vlkd_kernels/_build.json` keeps the reason.
@@ -159,7 +159,7 @@ def demangled(symbol: str) -> str:
 
 
 def compile_flags(toolkit: Path | None) -> tuple[list[str], list[str]]:
-    """Flags for the C++ compiler and for nvcc; those that `build_info()` tells are also given to the code as macros."""
+    """Flags for the C++ compiler and for nvcc; those that `build_info()` reports are also given to the code as macros."""
     # OpenMP is compiled in but not linked: its symbols come from torch's own copy, so that the two share one pool.
     cxx = CXX_FLAGS + (["-fopenmp"] if sys.platform == "linux" else [])
     macros = {"VLKD_CXX_FLAGS": " ".join(cxx)}

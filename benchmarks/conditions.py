@@ -43,7 +43,7 @@ def version(package: str) -> str | None:
 
 
 def processor() -> str:
-    """Its name, where Linux tells it."""
+    """Its name, where Linux gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next(

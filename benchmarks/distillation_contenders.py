@@ -251,7 +251,7 @@ def _kind(term: str) -> str:
 
 
 def contenders(case: Case, device: str) -> dict[str, Step]:
-    """Steps of the same weights and the same samples; each has a student and a queue of its own."""
+    """Steps of the same weights and the same samples; no two share a student or a queue."""
     recipe = case.recipe()
     samples = RandomSamples(recipe, SEED)
     cut = samples.batches("longest", case.micro_batches).to(device)

@@ -118,7 +118,7 @@ def _sample(key: str, caption: int, tags: int, recipe: Recipe, tokens: TokenIds,
 
 
 def _record(key: str, n: int, recipe: Recipe, rng: np.random.Generator) -> RegionRecord:
-    """The student's boxes with features of both detectors; the teacher has none of its own."""
+    """The student's boxes with features of both detectors; the teacher's own boxes are left out."""
     boxes = np.sort(SIDE * rng.random((n, 2, 2), dtype=np.float32), axis=1).reshape(n, 4)
     place = geometry(boxes, SIDE, SIDE)
     student, teacher = (

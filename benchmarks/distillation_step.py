@@ -5,7 +5,7 @@ python -m benchmarks.distillation_step --paper          also the paper's 64 samp
 
 Every contender does the same step on the same samples, which is checked in float32 before anything is timed. The samples' lengths are
 drawn as `distillation_samples` says. Rounds are interleaved, so that whatever disturbs disturbs all of them. On a GPU the parts of a step
-are timed in rounds of their own, with a wait after each.
+are timed in further rounds, with a wait after each part.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _rounds(
 ) -> tuple[dict[str, list[float]], dict[str, list[dict[str, float]]]]:
     """Each contender's seconds of every round, and those of the parts of a step.
 
-    On a GPU the wait after each part costs time, so that parts have rounds of their own.
+    On a GPU the wait after each part costs time, so that parts are timed in further rounds.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
@@ -173,7 +173,7 @@ def _described(case: Case) -> dict[str, Any]:
 
 
 def _estimate(case: Case, contender: str) -> int:
-    """Bytes that `vlkd.training.budget` tells beforehand."""
+    """Bytes that `vlkd.training.budget` predicts."""
     stages = budget(case.recipe(case.parts(contender))).stages
     return next(stage.memory for stage in stages if stage.name == "student")
 

@@ -5,8 +5,8 @@
     ncu --nvtx --nvtx-include "measured/" python -m benchmarks.profile attention_mse --shape 256,12,128,32/64
     nsys profile --capture-range cudaProfilerApi python -m benchmarks.profile distill_attention --shape 256,12,197,32/64
 
-Shapes are B,H,L,D_s/D_t for the attention operators and N,K,E for token_nce. The calls before the range compile and warm; in it are
-`--calls` calls, each in a range of its own. benchmarks/README.md reads one trace.
+Shapes are B,H,L,D_s/D_t for the attention operators and N,K,E for token_nce. The calls before the range compile and warm. In the
+range are `--calls` calls, each in an inner range. benchmarks/README.md reads one trace.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """vlkd: compress visual-linguistic transformers by knowledge distillation.
 
-The folders stand in the order in which data flows: ``scenes`` → ``regions`` → ``data`` → ``models`` →
+The folders, in the order in which data flows: ``scenes`` → ``regions`` → ``data`` → ``models`` →
 ``objectives`` → ``training`` → ``evaluation`` → ``report``; each imports only from those before it.
 """
 

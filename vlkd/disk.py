@@ -15,7 +15,7 @@ from vlkd.runs import permit_as_umask
 
 # As safetensors, tokenizers and pyarrow put the operating system's error number into their own sentences.
 _NUMBER = re.compile(r"(?:os error|errno|code:) (\d+)", re.IGNORECASE)
-_TORCH = ("inline_container", "PytorchStreamWriter", "iostream error")  # torch.save tells none
+_TORCH = ("inline_container", "PytorchStreamWriter", "iostream error")  # torch.save gives no number
 _FULL = 1 << 20  # bytes; less space than this is none
 
 
@@ -30,7 +30,7 @@ def blamed_on(path: Path | str) -> Iterator[None]:
         raise _os_error(error.errno, path) from error
     except VlkdError:
         raise
-    except Exception as error:  # safetensors, tokenizers and torch have types of their own
+    except Exception as error:  # safetensors, tokenizers and torch raise other types
         number = _number_of(str(error), Path(path))
         if number is None:
             raise
@@ -79,7 +79,7 @@ def _os_error(number: int, path: Path | str) -> OSError:
 
 
 def _number_of(sentence: str, path: Path) -> int | None:
-    """The error number that a library's sentence tells or hides."""
+    """The error number in a library's sentence, or the one that the sentence leaves out."""
     found = _NUMBER.search(sentence)
     if found is not None:
         return int(found.group(1))

@@ -5,5 +5,5 @@ class VlkdError(Exception):
     """One clear sentence: what was expected, what arrived, what to do.
 
     The command line prints the sentence and exits with status 2, without a traceback. What the operating system refuses stays an
-    ``OSError``, which it tells in a sentence too, with status 1.
+    ``OSError``: also one sentence, with status 1.
     """

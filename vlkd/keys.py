@@ -1,4 +1,4 @@
-"""Keys of pictures: one spelling for each, and how they stand in a sentence."""
+"""Keys of pictures: one spelling for each, and how a sentence shows them."""
 
 from __future__ import annotations
 

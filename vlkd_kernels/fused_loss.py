@@ -1,8 +1,8 @@
 """The one autograd wrapper of the fused losses.
 
-A fused loss is a scalar whose gradient is known once its forward has the probabilities, so every backend's forward returns
-the loss and, when it is wanted, the gradient but for a factor. Nothing is left for the backward but one multiplication by
-that factor and grad_out, done in float32: a float16 gradient of a mean over many entries would underflow.
+A fused loss is a scalar. Its gradient is known once its forward has the probabilities. So every backend's forward returns the
+loss and, when it is wanted, the gradient up to a factor. The backward only multiplies that gradient by the factor and by
+grad_out. It does so in float32, because a float16 gradient of a mean over many entries would underflow.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def wants_gradient(*inputs: object) -> bool:
 
 
 def reduced(loss_sum: Tensor, count: Tensor, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, count and the factor that makes of the loss sum's gradient that of the loss; a count of 0 gives a mean of 0."""
+    """Loss, count, and the factor from the gradient of the loss sum to that of the loss; a count of 0 gives a mean of 0."""
     scale = count.clamp(min=1).reciprocal() if mean else torch.ones_like(count)
     return loss_sum * scale, count, scale
 
@@ -70,7 +70,7 @@ def fused_loss(loss: Tensor, scale: Tensor, inputs: tuple[Tensor, ...], gradient
         loss: scalar, float32 (float64 for float64 inputs), not part of a graph.
         scale: scalar of the same dtype.
         inputs: the tensors that a gradient goes to, where they require one.
-        gradients: for each input what, multiplied by `scale`, is its gradient; empty when no gradient is wanted.
+        gradients: one tensor for each input; times `scale` it is the input's gradient. Empty when no gradient is wanted.
     """
     if not gradients:
         return loss
@@ -133,9 +133,9 @@ def _last_backward() -> bool:
 
 
 class _Origin(torch.autograd.Function):
-    """Nothing, with a way back to the inputs: by it whoever differentiates a gradient reaches them, and is told.
+    """An empty tensor whose graph leads back to the inputs, so that a second derivative reaches them and is refused.
 
-    Without that way a gradient would not depend on the inputs, and torch.autograd.functional.hessian would be 0.
+    Without it a gradient would not depend on the inputs, and torch.autograd.functional.hessian would be 0.
     """
 
     @staticmethod
@@ -149,7 +149,7 @@ class _Origin(torch.autograd.Function):
 
 
 class _Rescale(torch.autograd.Function):
-    """The multiplication as a function of its own, so that a second derivative can be refused."""
+    """The multiplication as a separate function, so that a second derivative can be refused."""
 
     @staticmethod
     def forward(

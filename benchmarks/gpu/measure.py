@@ -112,7 +112,7 @@ def rows(plan: Plan, device: str, known: set[tuple[str, ...]]) -> Iterator[dict[
 
 
 def key(row: dict[str, Any]) -> tuple[str, ...]:
-    """What tells a row from all others."""
+    """What distinguishes a row from all others."""
     return tuple(row[name] for name in ("op", "contender", "phase", "shape", "dtype"))
 
 

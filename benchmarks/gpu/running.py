@@ -1,4 +1,4 @@
-"""Parts of one run under one deadline: each in a process group of its own, which is killed whole."""
+"""Parts of one run under one deadline. Each part is a process group, which is killed whole."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def failed(result: Mapping[str, Any]) -> bool:
 
 
 def _lead_a_group() -> None:
-    """In a child, before its program: a group of its own, and its end with that of this process."""
+    """In a child, before its program: it leads a new process group, and it ends when this process ends."""
     os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -42,7 +42,7 @@ def run(
 
     Pre-trains and adapts the teacher, trains the student with and without distillation, fine-tunes all of them for what the
     texts are for (captions, questions, both), and compares them on the test split: with the picture, without it and with
-    another's. report.html and results.json lie in the run folder, and every stage in a folder of its own. Under
+    another's. report.html and results.json lie in the run folder, and every stage in a folder under it. Under
     `torchrun` all processes train every stage, and the first one evaluates.
     """
     from vlkd.errors import VlkdError

@@ -23,6 +23,6 @@ def hidden_mse(projected_s: Tensor, hidden_t: Tensor, *, token_mask: Tensor) -> 
     """
     dtype = torch.promote_types(projected_s.dtype, torch.float32)
     difference = projected_s.to(dtype) - hidden_t.detach().to(dtype)
-    # Masked before it is squared: no gradient comes from a row that does not count, whatever stands in it.
+    # Masked before it is squared: no gradient comes from a row that does not count, whatever it holds.
     difference = torch.where(token_mask.unsqueeze(-1), difference, 0)
     return Term(difference.square().mean(-1).sum(), token_mask.sum())

@@ -13,7 +13,7 @@ def mean_over_tokens(hidden: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     after it.
 
     Args:
-        hidden: [B, L, E], any float dtype. What stands in rows that do not count may be anything, NaN too.
+        hidden: [B, L, E], any float dtype. Rows that do not count may hold anything, NaN too.
         counted: [B, L] bool, c.
 
     Returns:

@@ -22,7 +22,7 @@ LEDGER = "pictures.json"
 ROUND = "round.json"
 
 Stamp = list[int]
-"""Size in bytes and time of the last change in nanoseconds: what tells a picture from another of the same name."""
+"""Size in bytes and time of the last change in nanoseconds: what distinguishes a picture from another of the same name."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def in_folders(name: str) -> list[str]:
 
 
 def stamp(file: PictureFile) -> Stamp:
-    """Of a file; one that has just vanished has a stamp of its own, and is found out when it is read."""
+    """Of a file. One that has just vanished has a stamp that no file has, and is found out when it is read."""
     try:
         stat = file.path.stat()
     except OSError:

@@ -130,7 +130,7 @@ def _longest_way_first(jobs: Sequence[Job], recipe: Recipe) -> list[Job]:
 
 
 def _work(stage: Stage, recipe: Recipe) -> float:
-    """About how long a stage takes, in a unit of its own: forward and backward of what is trained, forward of its teacher."""
+    """About how long a stage takes, in no unit of time: forward and backward of what is trained, forward of its teacher."""
 
     def size(encoder: Encoder) -> int:
         return encoder.layers * encoder.width * (4 * encoder.width + 2 * encoder.ffn)

@@ -3,7 +3,7 @@
 ``OUT/store`` appears when all is done. Until then its parts are in ``OUT/.store.unfinished``, and ``OUT/.regions`` holds what was
 asked for, what is done of the parts in work, and each part's broken pictures. A process takes the parts whose number is its
 rank modulo the number of processes; files are all they share, so they need no process group. Pictures that come to the
-folder later are a round of their own, whose parts join the store's.
+folder later make a further round, whose parts join the store's.
 """
 
 from __future__ import annotations

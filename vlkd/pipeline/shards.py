@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as torchrun and accelerate tell it; no process group is needed."""
+"""Which of several processes this one is, as torchrun and accelerate say; no process group is needed."""
 
 from __future__ import annotations
 

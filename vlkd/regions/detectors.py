@@ -1,4 +1,4 @@
-"""Two-stage detectors whose box features also tell an object's attributes, as VinVL's do.
+"""Two-stage detectors whose box features also predict an object's attributes, as VinVL's do.
 
 torchvision's Faster R-CNN, with attribute heads beside the class head: trained jointly, they make the box
 head's output carry colour, texture and size, which a vision-language model needs as much as the class.

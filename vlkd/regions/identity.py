@@ -1,4 +1,4 @@
-"""Which detector made regions, and how: a model reads those of one detector, and no width tells two of them apart."""
+"""Which detector made regions, and how: a model reads those of one detector, and widths do not distinguish detectors."""
 
 from __future__ import annotations
 

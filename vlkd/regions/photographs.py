@@ -32,7 +32,7 @@ def read_picture(path: str | Path) -> np.ndarray:
 
     Raises:
         VlkdError: there is no such file, or it is no picture that Pillow can read, or one of floats or 32-bit integers,
-            whose black and white the file does not tell.
+            whose black and white the file does not say.
     """
     from PIL import Image, UnidentifiedImageError
 

@@ -1,4 +1,4 @@
-"""report.html: one page without any outside file, that tells what was compared and what came out."""
+"""report.html: one page without any outside file. It says what was compared and what came out."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def picture_panels(
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """``columns`` panels that show the picture, ``inches`` wide each, with ``header`` inches above for titles.
 
-    A very long picture stands in a panel of a shape that can be drawn, with space around it.
+    A very long picture gets a panel of a shape that can be drawn, with space around it.
     """
     height, width = pixels.shape[:2]
     share = min(max(height / width, _FLATTEST), _TALLEST)

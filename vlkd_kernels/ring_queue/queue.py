@@ -25,13 +25,13 @@ class RingQueue(nn.Module):
     optimizer step, after the last backward: between a forward and its backward, recomputation under activation
     checkpointing would see other rows.
 
-    With several processes, each may have a queue of its own rows, or, with `group` in every write, all of them the same
+    With several processes, each may have a queue of its rows alone, or, with `group` in every write, all of them the same
     queue: W times as many rows a step, the same bits on every rank, and a checkpoint that any number of processes can load.
 
     Shapes: K rows (`size`), E width (`dim`).
 
-    `dtype` may be torch.float8_e4m3fn, half the memory of bfloat16: then every row has a factor
-    of its own, `values` gives the rows, and they are off by about 2.6 % of their length.
+    `dtype` may be torch.float8_e4m3fn, half the memory of bfloat16. Then every row has a separate
+    factor, `values` gives the rows, and they are off by about 2.6 % of their length.
 
     A queue that is cast, or whose module is, such as by `.half()` or `.double()`, converts its rows as any buffer; float8 rows
     stay in float8. `load_state_dict` takes the state of a queue with the same dim, size, dtype and normalize.

@@ -53,8 +53,8 @@ def token_nce(
         loss = F.cross_entropy(logits, torch.zeros(len(s), dtype=torch.long))
 
     A NaN or an infinity in a token that counts, or in one of its negatives, makes its value and gradient NaN, as does a row that is
-    to be normalised and whose squared length overflows. In tokens that do not count, rows of a queue that are not filled, and
-    for a token in negatives of its own id it leaves no trace.
+    to be normalised and whose squared length overflows. It leaves no trace in tokens that do not count, in
+    rows of a queue that are not filled, and for a token in negatives with the token's id.
 
     Args:
         h_s: the student's tokens [..., E].
