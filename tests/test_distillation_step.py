@@ -176,7 +176,7 @@ def test_the_command_writes_what_it_prints(
     assert [row["contender"] for row in run["steps"]] == [*NAMES, "vlkd", PADDED]
     assert all(f"| {name} |" in printed for name in (*NAMES, *PARTS))
     assert run["machine_info"]["threads"] and run["machine_info"]["versions"]["torch"] and "commit_info" in run
-    assert "of which `vlkd.training.budget` tells" in printed and "The process held at most" in printed
+    assert "`vlkd.training.budget` predicted" in printed and "The process held at most" in printed
     for row in run["steps"]:
         seconds, parts = row["seconds"], row["parts"]
         assert seconds["q1"] <= seconds["median"] <= seconds["q3"]
