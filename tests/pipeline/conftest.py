@@ -6,8 +6,11 @@ from pathlib import Path
 
 import fresh_process
 import pytest
+from detector_pairs import Small, small_detector
 from made_once import made_once
 from quick_demo import quick_demo
+
+from vlkd.scenes import Picture, make_picture
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,14 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
 def vlkd():
     """The same command in less time."""
     return fresh_process.run_vlkd
+
+
+@pytest.fixture(scope="session")
+def scenes() -> list[Picture]:
+    return [make_picture(5, "test", index) for index in range(7)]
+
+
+@pytest.fixture(scope="session")
+def small() -> Small:
+    """Two detectors for tests that leave them as they are."""
+    return small_detector(0), small_detector(1)

@@ -8,35 +8,23 @@ import signal
 from pathlib import Path
 
 import fresh_process
-import numpy as np
 import pytest
 import torch
+from detector_pairs import CPU, Small, demo, refuses, small_detector
 from PIL import Image
-from safetensors.torch import save_file
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from typer.testing import CliRunner
 
 from vlkd.cli import app
 from vlkd.data import RegionStore
-from vlkd.errors import VlkdError
-from vlkd.pipeline.exported import ExportedModel
 from vlkd.pipeline.own_pictures import Extracted, extract_pictures
 from vlkd.pipeline.shards import Shard
 from vlkd.pipeline.two_detectors import TwoDetectors
-from vlkd.recipes import Detectors
-from vlkd.regions import extract, load_packaged_detectors
-from vlkd.regions.picture_folder import PictureFile, find_pictures
-from vlkd.regions.two_stage import UNNAMED, TwoStageDetector
-from vlkd.regions.zoo import coco_classes, detector_names, load_detector
-from vlkd.scenes import CLASSES, Picture, make_picture
+from vlkd.regions.picture_folder import find_pictures
+from vlkd.scenes import CLASSES, Picture
 
 pytestmark = pytest.mark.slow
 
-CPU = torch.device("cpu")
-CLASS_NAMES = ("cat", UNNAMED, "dog")
 PART = 3
-Small = tuple[TwoStageDetector, TwoStageDetector]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,11 +34,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def scenes() -> list[Picture]:
-    return [make_picture(5, "test", index) for index in range(7)]
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +50,6 @@ def images(tmp_path_factory: pytest.TempPathFactory, scenes: list[Picture]) -> P
     return folder
 
 
-def demo(**options) -> TwoDetectors:
-    student, teacher = load_detector("demo-student"), load_detector("demo-teacher")
-    return TwoDetectors(student, teacher, device=CPU, **options)
-
-
 def extract_folder(images: Path, out: Path, pair: TwoDetectors, **options) -> Extracted | None:
     return extract_pictures(find_pictures(images), out, pair, **options)
 
@@ -82,25 +60,6 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Extracted:
     extracted = extract_folder(images, tmp_path_factory.mktemp("whole"), demo(), pictures_a_part=PART)
     assert extracted is not None
     return extracted
-
-
-def small_detector(seed: int) -> TwoStageDetector:
-    """A random ResNet-18 FPN on inputs of 96 to 160 pixels."""
-    torch.manual_seed(seed)
-    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
-    sizes = {"min_size": 96, "max_size": 160, "rpn_post_nms_top_n_test": 20}
-    return TwoStageDetector(FasterRCNN(backbone, len(CLASS_NAMES) + 1, **sizes), CLASS_NAMES)
-
-
-@pytest.fixture(scope="module")
-def small() -> Small:
-    """For tests that leave them as they are."""
-    return small_detector(0), small_detector(1)
-
-
-def records_of(pair: TwoDetectors, *pictures: np.ndarray) -> list:
-    files = [PictureFile(Path(), f"{number}.png") for number in range(len(pictures))]
-    return list(pair.records(zip(files, pictures, strict=True)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -122,12 +81,6 @@ def process(images: Path, out: Path, killed_at: str = "") -> None:
     extract_folder(images, out, demo(), shard=Shard.from_environment(), pictures_a_part=PART)
 
 
-def refuses(match: str, call, *arguments, **options) -> None:
-    with pytest.raises(VlkdError, match=match) as caught:
-        call(*arguments, **options)
-    assert "\n" not in str(caught.value)
-
-
 def test_the_store_holds_both_views_under_the_paths_without_suffix(whole: Extracted) -> None:
     store = whole.store
     assert store.keys == ("0", "1", "b/2", "b/3", "b/c/4", "b/c/5", "b/c/6")
@@ -138,137 +91,6 @@ def test_the_store_holds_both_views_under_the_paths_without_suffix(whole: Extrac
         assert len(store.read(store.keys, view)) == 7  # verified against the geometry
         for tags in store.tags(store.keys, view):
             assert tags and set(tags) <= set(CLASSES)
-
-
-def test_the_demos_detectors_give_what_the_demo_extracts(scenes: list[Picture]) -> None:
-    """Two implementations: the demo's own, and this one for any detector."""
-    pair = demo(max_regions=12)
-    for scene, record in zip(scenes, records_of(pair, *(scene.pixels for scene in scenes)), strict=True):
-        (expected,) = extract([scene], *load_packaged_detectors(Detectors()), 12, 0.2, batch=1)
-        for name, value in vars(expected).items():
-            if name != "key":
-                np.testing.assert_array_equal(value, getattr(record, name), err_msg=name)
-
-
-def test_features_are_the_box_heads_own_of_the_students_boxes(small: Small) -> None:
-    """Called part by part on the resized picture, without the code under test."""
-    student, teacher = small
-    pixels = np.random.default_rng(0).integers(0, 256, (75, 110, 3), dtype=np.uint8)
-    (record,) = records_of(TwoDetectors(student, teacher, device=CPU, score_threshold=0.0), pixels)
-    assert 1 < len(record.student_boxes) <= 21
-    image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-    cases = [
-        (student, record.student_boxes, record.student_features),
-        (teacher, record.student_boxes, record.teacher_features),
-        (teacher, record.own_boxes, record.own_features),
-    ]
-    for detector, boxes, features in cases:
-        model = detector.model
-        with torch.inference_mode():
-            inputs, _ = model.transform([image])
-            height, width = inputs.image_sizes[0]
-            assert (height, width) != tuple(inputs.tensors.shape[-2:]) != (75, 110)  # resized, then padded
-            scaled = torch.from_numpy(boxes) * torch.tensor([width / 110, height / 75] * 2)
-            pooled = model.roi_heads.box_roi_pool(
-                model.backbone(inputs.tensors), [scaled], [tuple(inputs.tensors.shape[-2:])]
-            )
-            expected = model.roi_heads.box_head(pooled).numpy()
-        # Boxes are scaled in another order of operations; the features are of size 1.
-        np.testing.assert_allclose(features[:, :-6], expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
-        assert features.shape[1] == 1024 + 6 and expected.std() > 0
-    assert np.abs(record.teacher_features[:, :-6] - record.student_features[:, :-6]).max() > 1e-3
-
-
-def test_boxes_are_the_detectors_own_in_original_pixels(small: Small) -> None:
-    """Every box is one of torchvision's, which has them per class and without the whole picture."""
-    detector = small_detector(0)
-    pixels = np.random.default_rng(1).integers(0, 256, (240, 360, 3), dtype=np.uint8)
-    (record,) = records_of(TwoDetectors(detector, small[1], device=CPU, score_threshold=0.0), pixels)
-    roi_heads = detector.model.roi_heads
-    roi_heads.score_thresh, roi_heads.nms_thresh, roi_heads.detections_per_img = 0.0, 1.0, 1000
-    with torch.inference_mode():
-        (found,) = detector.model([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])
-    distance = np.abs(record.student_boxes[:, None] - found["boxes"].numpy()).max(axis=-1).min(axis=1)  # [n]
-    assert (distance < 0.01).sum() >= len(distance) - 1  # all but the one that started as the whole picture
-    assert record.student_boxes[:, 2].max() > 160 and (record.student_boxes <= [360.01, 240.01, 360.01, 240.01]).all()
-    assert UNNAMED not in record.tags
-
-
-def test_a_blank_picture_keeps_one_region_and_the_limit_holds(small: Small) -> None:
-    pair = TwoDetectors(*small, device=CPU, score_threshold=1.0)
-    (record,) = records_of(pair, np.full((60, 90, 3), 255, dtype=np.uint8))
-    assert len(record.student_boxes) == len(record.own_boxes) == len(record.tags) == 1
-    pair.score_threshold, pair.max_regions = 0.0, 4
-    (record,) = records_of(pair, np.random.default_rng(2).integers(0, 256, (60, 90, 3), dtype=np.uint8))
-    assert len(record.student_boxes) <= 4
-
-
-def test_a_detector_without_proposals_gives_the_whole_picture() -> None:
-    detectors = small_detector(0), small_detector(1)
-    for detector in detectors:
-        detector.model.rpn.score_thresh = 2.0
-        torch.nn.init.zeros_(detector.model.roi_heads.box_predictor.bbox_pred.weight)
-        torch.nn.init.zeros_(detector.model.roi_heads.box_predictor.bbox_pred.bias)
-    (record,) = records_of(TwoDetectors(*detectors, device=CPU), np.zeros((60, 90, 3), dtype=np.uint8))
-    for boxes in (record.student_boxes, record.own_boxes):
-        np.testing.assert_allclose(boxes, [[0, 0, 90, 60]], atol=1e-3)
-
-
-def test_a_picture_too_thin_for_an_exported_models_detector_is_named(small: Small) -> None:
-    model = ExportedModel(Path(), None, small[0], 0.2, 5)  # type: ignore[arg-type]  # the card is not asked
-    refuses(
-        "'thin.png' cannot be looked at: 4000 x 1 pixels are too thin",
-        model._regions,
-        "thin.png",
-        np.zeros((1, 4000, 3), np.uint8),
-    )
-    record = model._regions("dot.png", np.zeros((1, 1, 3), np.uint8))
-    record.check()
-
-
-def test_bits_do_not_depend_on_the_batch_and_its_company(scenes: list[Picture], small: Small) -> None:
-    shapes = [(128, 128), (40, 128), (128, 128), (128, 60)]
-    pixels = [scene.pixels[:height, :width] for scene, (height, width) in zip(scenes, shapes, strict=False)]
-    together = records_of(TwoDetectors(*small, device=CPU, batch=4), *pixels)
-    for number, one in enumerate(pixels):
-        (alone,) = records_of(TwoDetectors(*small, device=CPU, batch=1), one)
-        for name, value in vars(alone).items():
-            if name != "key":
-                np.testing.assert_array_equal(value, getattr(together[number], name), err_msg=name)
-
-
-def test_batches_of_one_size_change_only_rounding(scenes: list[Picture], small: Small) -> None:
-    """As on a GPU: batches of pictures of one input size, in whatever order they fill."""
-    shapes = [(128, 128), (40, 128), (128, 128), (128, 60), (128, 128)]
-    pixels = [scene.pixels[:height, :width] for scene, (height, width) in zip(scenes, shapes, strict=False)]
-    pair = TwoDetectors(*small, device=CPU)
-    alone = records_of(pair, *pixels)
-    pair.batch = 2
-    batched = records_of(pair, *pixels)
-    assert [record.key for record in batched] == ["0", "2", "1", "3", "4"]  # the first full pair, then what is left
-    for record in batched:
-        expected = alone[int(record.key)]
-        np.testing.assert_allclose(record.student_boxes, expected.student_boxes, rtol=1e-3, atol=1e-2)
-        np.testing.assert_allclose(record.teacher_features, expected.teacher_features, rtol=1e-3, atol=1e-3)
-
-
-def test_below_fp32_boxes_are_still_exact(scenes: list[Picture]) -> None:
-    """The GPU's way, in the CPU's autocast: bfloat16 has 8 bits, too few for the pixels of a box."""
-    pair = TwoDetectors(small_detector(0), small_detector(1), device=CPU, score_threshold=0.0)
-    (exact,) = records_of(pair, scenes[0].pixels)
-    for detector in (pair.student, pair.teacher):
-        detector._half = torch.bfloat16
-    (mixed,) = records_of(pair, scenes[0].pixels)
-    with torch.autocast("cpu", torch.bfloat16):
-        scores, offsets = pair.student.model.rpn.head([torch.rand(1, 256, 4, 4)])
-    assert scores[0].dtype == offsets[0].dtype == torch.float32
-    rounded = torch.from_numpy(mixed.student_boxes).bfloat16().float().numpy()
-    assert mixed.student_boxes.dtype == np.float32 and (rounded != mixed.student_boxes).mean() > 0.5
-    # Random detectors' scores are close together, so boxes are compared as sets: within a pixel of one of the exact.
-    distance = np.abs(mixed.own_boxes[:, None] - exact.own_boxes).max(axis=-1).min(axis=1)
-    assert np.median(distance) < 1.0
-    differing = np.abs(mixed.own_features[:, :-6].mean() / exact.own_features[:, :-6].mean() - 1)
-    assert 0 < differing < 0.1
 
 
 def test_the_store_has_the_order_of_the_files(images: Path, whole: Extracted, tmp_path: Path, small: Small) -> None:
@@ -423,66 +245,6 @@ def test_one_picture_without_finite_features_is_a_broken_one(
     lines = extracted.broken.read_text().splitlines()
     assert lines[0].startswith("1.png\tPicture '1': features: number ") and "finite numbers are expected" in lines[0]
     assert extracted.store.keys == ("0", "b/2", "b/3", "b/c/4", "b/c/5", "b/c/6")
-
-
-def test_weights_come_from_files_without_running_them(tmp_path: Path) -> None:
-    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
-    (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    (tmp_path / "one.txt").write_text("cat\n\n")
-    classes = tmp_path / "classes.txt"
-    made = load_detector(name, "random", classes)
-    assert made.classes == ("cat", "dog") and made.feature_dim == 1024
-    tensors = {key: tensor.clone() for key, tensor in made.model.state_dict().items()}
-    torch.nn.init.constant_(tensors["roi_heads.box_predictor.cls_score.bias"], 3.0)
-    save_file(tensors, tmp_path / "own.safetensors")
-    torch.save({"model": tensors, "epoch": 3}, tmp_path / "own.pth")
-    loaded = [load_detector(name, tmp_path / file, classes) for file in ("own.safetensors", "own.pth")]
-    assert loaded[0].fingerprint() == loaded[1].fingerprint() != made.fingerprint()
-    assert load_detector(name, "random", classes).fingerprint() == made.fingerprint()
-
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    torch.save({"model": tensors, "x": Evil()}, tmp_path / "evil.pth")
-    refuses("hold more than tensors", load_detector, name, tmp_path / "evil.pth", classes)
-    assert not (tmp_path / "ran").exists()
-    (tmp_path / "torn.safetensors").write_bytes(b"0123456789")
-    refuses("damaged", load_detector, name, tmp_path / "torn.safetensors", classes)
-    refuses("tells 2 classes apart, but 90 names", load_detector, name, tmp_path / "own.pth")
-    refuses("line 2 is blank", load_detector, name, "random", tmp_path / "one.txt")
-    refuses("are no weights of", load_detector, "fasterrcnn_resnet50_fpn_v2", tmp_path / "own.pth", classes)
-    refuses("There are no detector weights", load_detector, name, tmp_path / "none.pth", classes)
-    refuses("give the weights of", load_detector, name, None, classes)
-
-
-def test_names_and_their_weights() -> None:
-    names = detector_names()
-    assert {"demo-student", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_resnet101_fpn"} <= set(names)
-    assert len(coco_classes()) == 90 and coco_classes()[0] == "person"
-    refuses("choose one of demo-student", load_detector, "yolo")
-    refuses("no published weights", load_detector, "fasterrcnn_efficientnet_b0_fpn")
-    refuses("its own weights", load_detector, "demo-student", "random")
-
-
-def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **options: object) -> None:
-        assert options["weights_only"] and options["check_hash"]
-        raise OSError("no network")
-
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
-    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
-    refuses(rf"'{name}' cannot be fetched from https://.*no network", load_detector, name)
-
-
-def test_the_light_detector_gives_regions(scenes: list[Picture]) -> None:
-    detector = load_detector("fasterrcnn_efficientnet_b0_fpn", "random")
-    detector.model.transform.min_size = (128,)
-    (record,) = records_of(TwoDetectors(detector, detector, device=CPU, score_threshold=0.0), scenes[0].pixels)
-    assert record.student_features.shape[1] == 1024 + 6
-    np.testing.assert_array_equal(record.student_features, record.teacher_features)
-    weights = sum(parameter.numel() for parameter in detector.model.parameters())
-    assert weights < 10e6  # torchvision's lightest has 19 million
 
 
 def test_the_environment_tells_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
