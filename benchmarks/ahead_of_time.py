@@ -22,7 +22,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-ARCHITECTURES = (80, 90, 100)
+from vlkd_kernels.triton_attention import Gpu
+
+# What is compiled, and whom for: an op's launch sees the GPU where it asks for one.
+GPUS = {80: Gpu((8, 0), 163 * 1024), 90: Gpu((9, 0), 227 * 1024), 100: Gpu((10, 0), 227 * 1024)}
+ARCHITECTURES = tuple(GPUS)
+LEAST_SHARED_MEMORY = 99 * 1024  # of GPUs with sm_80's matrix instructions: sm_86, sm_89, sm_120
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")
 _POINTERS = {
     torch.float32: "*fp32",
@@ -49,6 +54,7 @@ class Compiled(NamedTuple):
     shared: int  # bytes a block
     instructions: tuple[str, ...]  # matrix instructions in the machine code
     precisions: tuple[str, ...]  # input precisions of its products, from the IR
+    narrow: tuple[str, ...]  # arguments that it multiplies in 32 bits, sizes and strides among them
 
 
 def record(module: ModuleType, call: Callable[[], object]) -> list[Launch]:
@@ -96,7 +102,18 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
         compiled.metadata.shared,
         tuple(sorted(set(re.findall(r"\b(HMMA|HGMMA|UTC\w*MMA)\b", _machine_code(compiled.asm["cubin"]))))),
         tuple(sorted(set(re.findall(r"inputPrecision = (\w+)", compiled.asm["ttir"])) or _default_precision(compiled))),
+        _narrow(compiled.asm["ttir"], list(launch.arguments)),
     )
+
+
+def _narrow(ir: str, arguments: list[str]) -> tuple[str, ...]:
+    """The arguments that are operands of 32-bit products, as they are or spread over a tensor."""
+    origin = {name: name for name in arguments}
+    for spread, name in re.findall(r"%(\w+) = tt\.splat %(\w+)", ir):
+        if name in origin:
+            origin[spread] = origin[name]
+    products = re.findall(r"arith\.muli %(\w+), %(\w+)\b.* : (?:tensor<[\dx]*)?i32\b", ir)
+    return tuple(sorted({origin[name] for pair in products for name in pair if name in origin}))
 
 
 def _default_precision(compiled: Any) -> set[str]:

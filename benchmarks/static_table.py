@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 import triton
 
-from benchmarks.ahead_of_time import ARCHITECTURES, Launch, compile_launch, record
+from benchmarks.ahead_of_time import ARCHITECTURES, GPUS, Launch, compile_launch, record
 from benchmarks.csrc_kernels import built_kernels, installed_kernels
 from vlkd_kernels.attention_mse import triton as attention_mse
 from vlkd_kernels.distill_attention import triton as distill_attention
@@ -87,7 +87,7 @@ def _attention(
         mask = torch.empty(16, 1, 1, length, dtype=torch.bool, device="meta")
         query_mask = torch.empty(16, length, dtype=torch.bool, device="meta")
         arguments = (s, s, t, t, 0.125, 0.125, mask, query_mask, False, distance, True, True)
-        with mock.patch.object(attention_mse, "capability", lambda _: divmod(architecture, 10)):
+        with mock.patch.object(attention_mse, "gpu", lambda _: GPUS[architecture]):
             return record(attention_mse, lambda: attention_mse.launch(*arguments))
 
     return launches

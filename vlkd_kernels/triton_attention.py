@@ -97,9 +97,22 @@ def padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def capability(device: torch.device) -> tuple[int, int]:
-    """A GPU's compute capability; where kernels are interpreted or only compiled, that of the GPU they are tuned for."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+class Gpu(NamedTuple):
+    """What the choice of a tile depends on."""
+
+    capability: tuple[int, int]
+    shared_memory: int  # bytes that a block may have
+
+
+TUNED_FOR = Gpu((9, 0), 227 * 1024)
+
+
+def gpu(device: torch.device) -> Gpu:
+    """A GPU as it describes itself; where kernels are interpreted or only compiled, the one that they are tuned for."""
+    if device.type != "cuda":
+        return TUNED_FOR
+    properties = torch.cuda.get_device_properties(device)
+    return Gpu((properties.major, properties.minor), properties.shared_memory_per_block_optin)
 
 
 def mask_kind(mask: Tensor | None) -> str:

@@ -33,6 +33,12 @@ def load_tile(
 
 
 @triton.jit
+def plane(base, index: tl.constexpr, size):
+    """Where a plane of a tensor [planes, size] begins; the size fits 32 bits, the offset may not."""
+    return base + tl.full([], index, tl.int64) * size
+
+
+@triton.jit
 def exact(x):
     """x, NaN where it is infinite: an infinity can make a finite loss of numbers that have no meaning."""
     return x + x * 0.0
@@ -49,6 +55,13 @@ def rounded(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def tf32(x):
+    """x of float32 to TF32's 11 bits, to nearest, ties away from 0: a product in TF32 cuts the others off."""
+    bits = (x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # a NaN's bits may all be set
+
+
+@triton.jit
 def dot(a, b, accumulator):
     """accumulator + a b, operands of one dtype, summed in float32. float32 operands are not rounded to TF32."""
     if INTERPRETED:
@@ -62,10 +75,10 @@ def weighted_dot(weights, values, accumulator, dtype: tl.constexpr):
     """accumulator + weights values, with weights that may be far smaller than float16 can hold: float32, or already of dtype.
 
     bfloat16 products round the weights to bfloat16. float16 ones take TF32 instead, which has float16's mantissa and
-    float32's range: the values are exact in it and the weights keep 11 bits.
+    float32's range: the values are exact in it and the weights are rounded to its 11 bits.
     """
     if dtype == tl.float16:
-        return tl.dot(weights, values.to(tl.float32), accumulator, input_precision="tf32")
+        return tl.dot(tf32(weights), values.to(tl.float32), accumulator, input_precision="tf32")
     if weights.dtype != dtype:
         weights = rounded(weights, dtype)
     return dot(weights, values.to(dtype), accumulator)

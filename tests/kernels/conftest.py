@@ -25,7 +25,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     from vlkd_kernels.attention_mse import triton as attention_mse
     from vlkd_kernels.token_nce import triton as token_nce
 
-    def small_head(dtype: object, keys: int, width: int, capability: object) -> attention_mse.TileConfig:
+    def small_head(dtype: object, keys: int, width: int, gpu: object) -> attention_mse.TileConfig:
         """Of every dtype, so that all tests go through this kernel too."""
         return attention_mse.TileConfig(16, attention_mse.padded(keys), attention_mse.padded(width), 1, 1)
 

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
+
+from benchmarks.ahead_of_time import GPUS, LEAST_SHARED_MEMORY
+from vlkd_kernels.attention_mse.triton import head_shared_bytes
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes a block may have
+SHARED_MEMORY = {f"sm_{key}": gpu.shared_memory for key, gpu in GPUS.items()}  # bytes a block may have
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PRODUCTS = (
     "head",
     "rows",
@@ -68,7 +73,21 @@ def test_nothing_spills(kernels: Table) -> None:
 
 
 def test_shared_memory_fits(kernels: Table) -> None:
-    assert all(row["shared"] <= SHARED_MEMORY[key.rsplit("/", 1)[1]] for key, row in kernels.items())
+    """On sm_80 with what its kin have as well, sm_86, sm_89 and sm_120."""
+    limits = SHARED_MEMORY | {"sm_80": LEAST_SHARED_MEMORY}
+    assert all(row["shared"] <= limits[key.rsplit("/", 1)[1]] for key, row in kernels.items())
+
+
+def test_a_head_in_one_tile_takes_no_more_shared_memory_than_was_asked_for(kernels: Table) -> None:
+    heads = {tuple(key.split("/")): row["shared"] for key, row in kernels.items() if "/head/" in key}
+    assert heads
+    for (_, dtype, _, length, width_s, width_t, *_), shared in heads.items():
+        assert shared <= head_shared_bytes(DTYPES[dtype], int(length[1:]), max(int(width_s), int(width_t)))
+
+
+def test_offsets_have_64_bits(compiled: dict[str, Any]) -> None:
+    """A product of a size or a stride: `3 * plane` of 7.2e8 rows no longer fits 32 bits."""
+    assert {key: row["narrow"] for key, row in compiled["kernels"].items() if row["narrow"]} == {}
 
 
 def test_half_precision_products_run_on_the_tensor_cores(kernels: Table) -> None:

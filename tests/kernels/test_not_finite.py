@@ -180,7 +180,7 @@ def test_what_only_unwanted_rows_see_leaves_no_trace(backend: str, form: str) ->
     x = tensors("ragged", torch.float32)
     expected = found(x)
     names = ("v_s", "k_s", "k_t") if form == "left out" else ("v_s",)  # where the row counts, its keys do
-    for name in names[backend == "triton" :]:  # whose product with a tile of values spreads them over the tile's rows
+    for name in names:
         for value in values_for(backend):
             broken = {**x, name: x[name].clone()}
             broken[name][:, :, 3, 1] = value
@@ -188,6 +188,19 @@ def test_what_only_unwanted_rows_see_leaves_no_trace(backend: str, form: str) ->
                 torch.testing.assert_close(
                     y, expected[key], msg=lambda text, at=f"{name} {value} {key}": f"{at}: {text}"
                 )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_that_are_not_finite_reach_the_rows_that_see_them(backend: str, dtype: torch.dtype) -> None:
+    need_dtype("distill_attention", backend, dtype)
+    for value in values_for(backend):
+        x = tensors("ragged", dtype)
+        expected, _ = distill_attention(**x, is_causal=True, backend=backend)
+        x["v_s"][0, 0, 3, 1] = value
+        out, loss = distill_attention(**x, is_causal=True, backend=backend)
+        assert loss.isfinite() and out[0, :2, 3:, 1].isnan().all()
+        assert torch.equal(out[:, :, :3], expected[:, :, :3]) and torch.equal(out[1], expected[1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from vlkd_kernels.triton_attention import HIDDEN, LN_2, any_row, kl_terms, online_sum, scores, visible_keys
-from vlkd_kernels.triton_tiles import dot, exact, load_tile, weighted_dot
+from vlkd_kernels.triton_tiles import dot, exact, load_tile, plane, weighted_dot
 
 
 @triton.jit
@@ -245,9 +245,9 @@ def rows_kernel(
     tl.store(row_stats + at, weight, mask=inside)
     if not WITH_GRAD:
         return
-    tl.store(row_stats + stats_plane + at, lse_s, mask=inside)
-    tl.store(row_stats + 2 * stats_plane + at, lse_t, mask=inside)
-    tl.store(row_stats + 3 * stats_plane + at, delta, mask=inside)
+    tl.store(plane(row_stats, 1, stats_plane) + at, lse_s, mask=inside)
+    tl.store(plane(row_stats, 2, stats_plane) + at, lse_t, mask=inside)
+    tl.store(plane(row_stats, 3, stats_plane) + at, delta, mask=inside)
 
     accumulator = tl.zeros([BLOCK_L, WIDTH], tl.float32)
     for first in range(0, end, BLOCK_M):
@@ -314,8 +314,8 @@ def keys_kernel(
             row = first + tl.arange(0, BLOCK_L)
             inside = row < queries
             weight = tl.load(head_stats + row, mask=inside, other=0.0)  # 0: the row does not count
-            lse_s = tl.load(head_stats + stats_plane + row, mask=inside, other=0.0)
-            lse_t = tl.load(head_stats + 2 * stats_plane + row, mask=inside, other=0.0)
+            lse_s = tl.load(plane(head_stats, 1, stats_plane) + row, mask=inside, other=0.0)
+            lse_t = tl.load(plane(head_stats, 2, stats_plane) + row, mask=inside, other=0.0)
             used = (weight > 0)[:, None] & visible_keys(
                 head_mask, stride_mask_l, stride_mask_m, row, column, queries, keys, MASK, IS_CAUSAL
             )
@@ -330,7 +330,7 @@ def keys_kernel(
             p = tl.exp2(tl.where(used, scores_s - lse_s[:, None], HIDDEN))
             gradient = p - tl.exp2(tl.where(used, scores_t - lse_t[:, None], HIDDEN))
             if not KL:
-                delta = tl.load(head_stats + 3 * stats_plane + row, mask=inside, other=0.0)
+                delta = tl.load(plane(head_stats, 3, stats_plane) + row, mask=inside, other=0.0)
                 gradient = 2.0 * weight[:, None] * p * (gradient - delta[:, None])
             tile_q = load_tile(head_qs, first, queries, stride_qs_l, 0, D_S, stride_qs_d, BLOCK_L, WIDTH, weight > 0)
             accumulator = weighted_dot(tl.trans(gradient), tile_q, accumulator, dtype)

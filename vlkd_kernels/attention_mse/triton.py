@@ -16,18 +16,30 @@ from torch import Tensor
 
 from vlkd_kernels.attention_mse.kernels import head_kernel, keys_kernel, rows_kernel
 from vlkd_kernels.fused_loss import reduced
-from vlkd_kernels.triton_attention import LOG2_E, MAX_REGISTERS, TileConfig, capability, mask_kind, padded, strided
+from vlkd_kernels.triton_attention import LOG2_E, MAX_REGISTERS, Gpu, TileConfig, gpu, mask_kind, padded, strided
 
 
-def head_config(dtype: torch.dtype, keys: int, width: int, capability: tuple[int, int]) -> TileConfig | None:
+def head_config(dtype: torch.dtype, keys: int, width: int, gpu: Gpu) -> TileConfig | None:
     """The tile of `head_kernel` for a dtype, a number of keys, the wider of the two head widths and a GPU.
 
-    None where a head fits no tile without spilling (`benchmarks/static_table.json`): on sm_80 the compiler holds both
-    sides' keys in registers throughout, and float32 products take no matrix instructions.
+    None where a head fits no tile without spilling (`benchmarks/static_table.json`), or not the shared memory of a block.
+    Products of sm_90 and sm_100 read it; on sm_80, sm_120 and their like the compiler holds both sides' keys in registers
+    throughout. float32 products take no matrix instructions.
     """
-    if dtype == torch.float32 or capability < (9, 0) or keys > 256 or width > (128 if keys <= 128 else 64):
+    if dtype == torch.float32 or gpu.capability[0] not in (9, 10):
+        return None
+    if keys > 256 or width > (128 if keys <= 128 else 64) or head_shared_bytes(dtype, keys, width) > gpu.shared_memory:
         return None
     return TileConfig(16, padded(keys), padded(width), 4 if keys <= 64 else 8, 1)
+
+
+def head_shared_bytes(dtype: torch.dtype, keys: int, width: int) -> int:
+    """The most shared memory that a block of `head_kernel` takes: both sides' keys, a tile of queries and of the gradient.
+
+    The student's keys and the queries lie there once more for the products with the gradient, which float16 takes in float32.
+    """
+    keys, width, weight = padded(keys), padded(width), 4 if dtype == torch.float16 else 2
+    return keys * width * (2 + 2 + weight) + 16 * (keys + width) * weight + 64  # and a few barriers
 
 
 def tile_config(dtype: torch.dtype, width: int) -> TileConfig:
@@ -76,7 +88,7 @@ def launch(
         "KL": distance == "kl",
     }
     rows_flags = {"HAS_QUERY_MASK": query_mask is not None, "WITH_GRAD": with_grad}
-    config = head_config(q_s.dtype, keys, max(width_s, width_t), capability(q_s.device))
+    config = head_config(q_s.dtype, keys, max(width_s, width_t), gpu(q_s.device))
     if config is not None:
         loss, count = (torch.empty(batch * key_heads, **float32) for _ in range(2))
         with torch.cuda.device_of(q_s):

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from vlkd_kernels.triton_attention import HIDDEN, LN_2, any_row, kl_terms, online_sum, scores, visible_keys
-from vlkd_kernels.triton_tiles import exact, load_tile, rounded, weighted_dot
+from vlkd_kernels.triton_tiles import exact, load_tile, plane, rounded, weighted_dot
 
 
 @triton.jit
@@ -86,6 +86,10 @@ def forward_kernel(
             p = p * _kept(seed, bh, row, column, dropout_p, BLOCK_L, BLOCK_M)
         seen_keys = any_row(visible) if MASK != "none" or IS_CAUSAL else None
         tile_v = load_tile(v_s, first, keys, stride_vs_m, 0, D_V, stride_vs_d, BLOCK_M, WIDTH_V, seen_keys)
+        if MASK == "full" or IS_CAUSAL:  # a value that is no number reaches the rows that see it, not all of the tile
+            nothing = tile_v.to(tl.float32) * 0.0
+            p += tl.where(visible, tl.sum(nothing, 1)[None, :], 0.0)
+            tile_v = tl.where(nothing == 0.0, tile_v, 0.0)
         accumulator = weighted_dot(p, tile_v, accumulator * tl.exp2(before - shift)[:, None], dtype)
         if not HAS_LSE:
             scores_t = scale_t * scores(
@@ -142,14 +146,14 @@ def forward_kernel(
         weight = weight / tl.maximum(seen, 1).to(tl.float32)  # 1/m
     tl.store(row_loss + at, loss * weight, mask=inside)
     tl.store(row_stats + at, weight, mask=inside)
-    tl.store(row_stats + stats_plane + at, lse_s, mask=inside)
-    tl.store(row_stats + 2 * stats_plane + at, lse_t, mask=inside)
-    tl.store(row_stats + 3 * stats_plane + at, delta, mask=inside)
+    tl.store(plane(row_stats, 1, stats_plane) + at, lse_s, mask=inside)
+    tl.store(plane(row_stats, 2, stats_plane) + at, lse_t, mask=inside)
+    tl.store(plane(row_stats, 3, stats_plane) + at, delta, mask=inside)
 
 
 @triton.jit
 def _score_gradient(
-    q_s, k_s, v_s, q_t, k_t, grad_out, seed, bh, row_first, column_first, used, lse_s, lse_t, coefficient, total,
+    q_s, k_s, v_s, q_t, k_t, grad_out, seed, bh, row_first, column_first, used, lse_s, lse_t, coefficient, total, taken,
     stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d, stride_vs_m, stride_vs_d,
     stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d, stride_go_l, stride_go_d,
     queries, keys, scale_s, scale_t, dropout_p,
@@ -174,6 +178,7 @@ def _score_gradient(
         grad_out, v_s, row_first, column_first, queries, keys, stride_go_l, stride_go_d, stride_vs_m, stride_vs_d,
         dtype, D_V, BLOCK_L, BLOCK_M, BLOCK_DV,
     )  # fmt: skip
+    along_v = tl.where(taken[:, None], along_v, 0.0)  # of an output that nobody takes, which may be no number
     kept = p
     if HAS_DROPOUT:
         factor = _kept(
@@ -210,7 +215,7 @@ def queries_kernel(
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, IS_CAUSAL: tl.constexpr, KL: tl.constexpr,
 ):  # fmt: skip
-    """One tile of query rows of one head: dQ. row_terms holds c, D + c δ (KL: D), and 1 where there is a gradient, else 0."""
+    """One tile of query rows of one head: dQ. row_terms holds c, D + c δ (KL: D), and 2 where the output is taken, else 1 for the loss, or 0."""
     start = (tl.program_id(0) % tiles) * BLOCK_L
     bh = (tl.program_id(0) // tiles).to(tl.int64)
     b = bh // heads
@@ -227,11 +232,12 @@ def queries_kernel(
     grad_out += b * stride_go_b + h * stride_go_h
     dtype: tl.constexpr = q_s.dtype.element_ty
     end = tl.minimum(keys, start + BLOCK_L) if IS_CAUSAL else keys
-    lse_s = tl.load(row_stats + stats_plane + at, mask=inside, other=0.0)
-    lse_t = tl.load(row_stats + 2 * stats_plane + at, mask=inside, other=0.0)
+    lse_s = tl.load(plane(row_stats, 1, stats_plane) + at, mask=inside, other=0.0)
+    lse_t = tl.load(plane(row_stats, 2, stats_plane) + at, mask=inside, other=0.0)
     coefficient = tl.load(row_terms + at, mask=inside, other=0.0)
-    total = tl.load(row_terms + stats_plane + at, mask=inside, other=0.0)
-    has_gradient = tl.load(row_terms + 2 * stats_plane + at, mask=inside, other=0.0) != 0
+    total = tl.load(plane(row_terms, 1, stats_plane) + at, mask=inside, other=0.0)
+    use = tl.load(plane(row_terms, 2, stats_plane) + at, mask=inside, other=0.0)
+    has_gradient = use > 0.0
     accumulator = tl.zeros([BLOCK_L, WIDTH], tl.float32)
     for first in range(0, end, BLOCK_M):
         used = has_gradient[:, None] & visible_keys(
@@ -239,7 +245,7 @@ def queries_kernel(
         )
         used_keys = any_row(used)
         gradient, _ = _score_gradient(
-            q_s, k_s, v_s, q_t, k_t, grad_out, seed, bh, start, first, used, lse_s, lse_t, coefficient, total,
+            q_s, k_s, v_s, q_t, k_t, grad_out, seed, bh, start, first, used, lse_s, lse_t, coefficient, total, use > 1.0,
             stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d, stride_vs_m, stride_vs_d,
             stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d, stride_go_l, stride_go_d,
             queries, keys, scale_s, scale_t, dropout_p,
@@ -295,17 +301,18 @@ def keys_kernel(
             row = first + tl.arange(0, BLOCK_L)
             inside = row < queries
             at = bh * queries + row
-            has_gradient = tl.load(row_terms + 2 * stats_plane + at, mask=inside, other=0.0) != 0
+            use = tl.load(plane(row_terms, 2, stats_plane) + at, mask=inside, other=0.0)
+            has_gradient = use > 0.0
             used = has_gradient[:, None] & visible_keys(
                 head_mask, stride_mask_l, stride_mask_m, row, column, queries, keys, MASK, IS_CAUSAL
             )
-            lse_s = tl.load(row_stats + stats_plane + at, mask=inside, other=0.0)
-            lse_t = tl.load(row_stats + 2 * stats_plane + at, mask=inside, other=0.0)
+            lse_s = tl.load(plane(row_stats, 1, stats_plane) + at, mask=inside, other=0.0)
+            lse_t = tl.load(plane(row_stats, 2, stats_plane) + at, mask=inside, other=0.0)
             coefficient = tl.load(row_terms + at, mask=inside, other=0.0)
-            total = tl.load(row_terms + stats_plane + at, mask=inside, other=0.0)
+            total = tl.load(plane(row_terms, 1, stats_plane) + at, mask=inside, other=0.0)
             gradient, kept = _score_gradient(
                 head_qs, k_s, v_s, head_qt, head_kt, head_go, seed, bh, first, start, used, lse_s, lse_t, coefficient,
-                total, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d, stride_vs_m, stride_vs_d,
+                total, use > 1.0, stride_qs_l, stride_qs_d, stride_ks_m, stride_ks_d, stride_vs_m, stride_vs_d,
                 stride_qt_l, stride_qt_d, stride_kt_m, stride_kt_d, stride_go_l, stride_go_d,
                 queries, keys, scale_s, scale_t, dropout_p,
                 dtype, D_S, D_T, D_V, BLOCK_DS, BLOCK_DT, BLOCK_DV, BLOCK_L, BLOCK_M, HAS_DROPOUT, KL, used_q=has_gradient,

@@ -95,9 +95,9 @@ def launch_backward(
     nothing = grad_out == 0  # of an output that nobody takes, which may be no number
     along_out = (grad_out.float() * out.float()).masked_fill(nothing, 0).sum(-1)
     coefficient = weight * grad_loss if distance == "kl" else 2 * weight * grad_loss
-    has_gradient = ~nothing.all(-1) | (coefficient != 0)
+    use = torch.where(~nothing.all(-1), 2.0, (coefficient != 0).float())
     total = along_out if distance == "kl" else along_out + coefficient * delta
-    row_terms = torch.stack([coefficient, total, has_gradient.float()])
+    row_terms = torch.stack([coefficient, total, use])
     grads = _empty_gradients(q_s, k_s, v_s)
     tensors, strides, shape, flags = _common(q_s, k_s, v_s, q_t, k_t, attn_mask, seed, is_causal, distance)
     batch, heads, queries = q_s.shape[:3]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vlkd_kernels.triton_tiles import dot, exact, load_tile, rounded, weighted_dot
+from vlkd_kernels.triton_tiles import dot, exact, load_tile, plane, rounded, weighted_dot
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -123,7 +123,7 @@ def _tokens(
         own_id = tl.load(token_ids + token, mask=inside, other=-1)
     filled = negatives
     if HAS_FILL:
-        filled = tl.minimum(tl.load(fill), negatives).to(tl.int32)
+        filled = tl.minimum(tl.maximum(tl.load(fill), 0), negatives).to(tl.int32)
     return counted, own_id, filled
 
 
@@ -188,10 +188,10 @@ def weights_kernel(
     out = partial + (first_tile + tile_k).to(tl.int64) * 5 * stride_partial + n
     tl.store(out, tl.sum(weight, 1), mask=inside)
     differences = tl.where(valid, weight * (similarity - positive[:, None]), 0.0)
-    tl.store(out + stride_partial, tl.sum(differences, 1), mask=inside)
-    tl.store(out + 2 * stride_partial, tl.sum(tl.where(valid, similarity, 0.0), 1), mask=inside)
-    tl.store(out + 3 * stride_partial, tl.sum(valid.to(tl.float32), 1), mask=inside)
-    tl.store(out + 4 * stride_partial, tl.max(tl.where(valid, similarity, float("-inf")), 1), mask=inside)
+    tl.store(plane(out, 1, stride_partial), tl.sum(differences, 1), mask=inside)
+    tl.store(plane(out, 2, stride_partial), tl.sum(tl.where(valid, similarity, 0.0), 1), mask=inside)
+    tl.store(plane(out, 3, stride_partial), tl.sum(valid.to(tl.float32), 1), mask=inside)
+    tl.store(plane(out, 4, stride_partial), tl.max(tl.where(valid, similarity, float("-inf")), 1), mask=inside)
     if WITH_GRAD:
         weight = rounded(tl.where(valid, weight / divisor[None, :], 0.0), DTYPE)
         tl.store(weights + n[:, None] * stride_out + k[None, :], weight, mask=inside[:, None] & (k < rows)[None, :])
@@ -212,10 +212,10 @@ def _store_values(
     loss = tl.maximum(x, 0.0) + log1p
     values = token_values + token
     tl.store(values, tl.where(counted, loss, 0.0), mask=inside)
-    tl.store(values + all_tokens, tl.where(counted, positive, 0.0), mask=inside)
-    tl.store(values + 2 * all_tokens, tl.where(counted, mean, 0.0), mask=inside)
+    tl.store(plane(values, 1, all_tokens), tl.where(counted, positive, 0.0), mask=inside)
+    tl.store(plane(values, 2, all_tokens), tl.where(counted, mean, 0.0), mask=inside)
     hit = tl.where(positive >= best, 1.0, 0.0) + 0.0 * loss  # NaN if the loss is
-    tl.store(values + 3 * all_tokens, tl.where(counted, hit, 0.0), mask=inside)
+    tl.store(plane(values, 3, all_tokens), tl.where(counted, hit, 0.0), mask=inside)
     return loss
 
 
@@ -243,11 +243,11 @@ def totals_kernel(
     base = partial + row
     for _ in range(0, tiles):
         total += tl.load(base, mask=inside, other=0.0)
-        differences += tl.load(base + stride_partial, mask=inside, other=0.0)
-        sum_negative += tl.load(base + 2 * stride_partial, mask=inside, other=0.0)
-        seen += tl.load(base + 3 * stride_partial, mask=inside, other=0.0)
-        best = tl.maximum(best, tl.load(base + 4 * stride_partial, mask=inside, other=float("-inf")))
-        base += 5 * stride_partial
+        differences += tl.load(plane(base, 1, stride_partial), mask=inside, other=0.0)
+        sum_negative += tl.load(plane(base, 2, stride_partial), mask=inside, other=0.0)
+        seen += tl.load(plane(base, 3, stride_partial), mask=inside, other=0.0)
+        best = tl.maximum(best, tl.load(plane(base, 4, stride_partial), mask=inside, other=float("-inf")))
+        base = plane(base, 5, stride_partial)
     positive = tl.load(positives + token, mask=inside, other=0.0)
     tau = _temperature(temperature)
     own = (positive - 1.0) * (_LOG2_E / tau)  # logarithm of the positive's weight, base 2
@@ -258,7 +258,9 @@ def totals_kernel(
     tl.store(masses + token, total * scale, mask=inside)
     tl.store(scales + token, scale, mask=inside)
     tl.store(
-        token_values + 4 * all_tokens + token, tl.where(counted, -differences * scale / (tau * tau), 0.0), mask=inside
+        plane(token_values, 4, all_tokens) + token,
+        tl.where(counted, -differences * scale / (tau * tau), 0.0),
+        mask=inside,
     )
 
 
@@ -338,7 +340,7 @@ def softmax_kernel(
         weight = tl.where(valid, weight / _divisor(norm)[None, :], 0.0)
         tl.store(base + column[None, :], weight, mask=inside[:, None] & (column < columns)[None, :])
     tl.store(masses + token, mass, mask=inside)
-    tl.store(token_values + 4 * all_tokens + token, tl.where(counted, grad_tau / (tau * tau), 0.0), mask=inside)
+    tl.store(plane(token_values, 4, all_tokens) + token, tl.where(counted, grad_tau / (tau * tau), 0.0), mask=inside)
 
 
 @triton.jit
