@@ -102,6 +102,7 @@ class Gpu(NamedTuple):
 
     capability: tuple[int, int]
     shared_memory: int  # bytes that a block may have
+    multiprocessors: int = 132
 
 
 TUNED_FOR = Gpu((9, 0), 227 * 1024)
@@ -112,7 +113,9 @@ def gpu(device: torch.device) -> Gpu:
     if device.type != "cuda":
         return TUNED_FOR
     properties = torch.cuda.get_device_properties(device)
-    return Gpu((properties.major, properties.minor), properties.shared_memory_per_block_optin)
+    return Gpu(
+        (properties.major, properties.minor), properties.shared_memory_per_block_optin, properties.multi_processor_count
+    )
 
 
 def mask_kind(mask: Tensor | None) -> str:

@@ -31,8 +31,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(attention_mse, "head_config", small_head)
     monkeypatch.setattr(attention_mse, "tile_config", lambda *_: attention_mse.TileConfig(16, 16, 32, 1, 1))
-    monkeypatch.setattr(token_nce, "tile_config", lambda *_: token_nce.TileConfig(32, 32, 32, 1, 1))
+    monkeypatch.setattr(token_nce, "similarity_config", lambda *_: token_nce.TileConfig(16, 32, 32, 1, 1, strips=4))
+    monkeypatch.setattr(token_nce, "gradient_config", lambda *_: token_nce.TileConfig(16, 32, 32, 1, 1, strips=2))
     monkeypatch.setattr(token_nce, "SOFTMAX_COLUMNS", 32)
     monkeypatch.setattr(token_nce, "CHUNK", 16)
-    for name in ("MOST_TOKENS", "LEAST_TOKENS"):
-        monkeypatch.setattr(token_nce, name, 16)
+    monkeypatch.setattr(token_nce, "LEAST_TOKENS", 16)

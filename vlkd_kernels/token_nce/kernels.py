@@ -13,6 +13,7 @@ from vlkd_kernels.triton_tiles import dot, exact, load_tile, plane, rounded, wei
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 _EPS = tl.constexpr(1e-12)  # the smallest norm that a row is divided by
+_LEFT_OUT = tl.constexpr(float("-inf"))  # the similarity of what is no negative; that of one is finite or NaN
 _HIDDEN = tl.constexpr(-1e30)  # log-odds of no negative at all
 
 
@@ -65,28 +66,32 @@ def positives_kernel(
 
 
 @triton.jit
-def _similarities(
-    h_s, candidates, norm_s, norm_c, start_n, start_k, tokens, rows, width,
-    stride_s_n, stride_s_e, stride_c_k, stride_c_e,
-    NORMALIZE: tl.constexpr, NORMALIZE_CANDIDATES: tl.constexpr,
+def _product(
+    h_s, candidates, start_n, start_k, tokens, rows, width, stride_s_n, stride_s_e, stride_c_k, stride_c_e,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """A tile of h_s candidatesᵀ over the norms, NaN where infinite; the candidates' norms, [BLOCK_K]."""
+    """A tile of h_s candidatesᵀ."""
     accumulator = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for first in range(0, width, BLOCK_E):
         tile_s = load_tile(h_s, start_n, tokens, stride_s_n, first, width, stride_s_e, BLOCK_N, BLOCK_E)
         tile_c = load_tile(candidates, start_k, rows, stride_c_k, first, width, stride_c_e, BLOCK_K, BLOCK_E)
         accumulator = dot(tile_s, tl.trans(tile_c.to(tile_s.dtype)), accumulator)
-    n = start_n + tl.arange(0, BLOCK_N)
-    k = start_k + tl.arange(0, BLOCK_K)
-    divisor = tl.full([BLOCK_K], 1.0, tl.float32)
+    return accumulator
+
+
+@triton.jit
+def _over_norms(
+    product, norm_s, norm_c, n, k, tokens, rows, NORMALIZE: tl.constexpr, NORMALIZE_CANDIDATES: tl.constexpr
+):
+    """The product of tokens n and candidates k over their norms, NaN where infinite; what candidates were divided by, [K]."""
+    divisor = tl.full(k.shape, 1.0, tl.float32)
     if NORMALIZE:
         norm = tl.load(norm_s + n, mask=n < tokens, other=1.0)
-        accumulator = accumulator / _divisor(norm)[:, None]
+        product = product / _divisor(norm)[:, None]
     if NORMALIZE_CANDIDATES:
         divisor = _divisor(tl.load(norm_c + k, mask=k < rows, other=1.0))
-        accumulator = accumulator / divisor[None, :]
-    return exact(accumulator), divisor
+        product = product / divisor[None, :]
+    return exact(product), divisor
 
 
 @triton.jit
@@ -99,12 +104,13 @@ def similarity_kernel(
     """similarities [C, K] = h_s candidatesᵀ over the norms, one tile a program."""
     start_n = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N
     start_k = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_K
-    similarity, _ = _similarities(
-        h_s, candidates, norm_s, norm_c, start_n, start_k, tokens, rows, width, stride_s_n, stride_s_e, stride_c_k, stride_c_e,
-        NORMALIZE, NORMALIZE_CANDIDATES, BLOCK_N, BLOCK_K, BLOCK_E,
+    product = _product(
+        h_s, candidates, start_n, start_k, tokens, rows, width, stride_s_n, stride_s_e, stride_c_k, stride_c_e,
+        BLOCK_N, BLOCK_K, BLOCK_E,
     )  # fmt: skip
     n = start_n + tl.arange(0, BLOCK_N)
     k = start_k + tl.arange(0, BLOCK_K)
+    similarity, _ = _over_norms(product, norm_s, norm_c, n, k, tokens, rows, NORMALIZE, NORMALIZE_CANDIDATES)
     inside = (n < tokens)[:, None] & (k < rows)[None, :]
     tl.store(similarities + n[:, None] * stride_out + k[None, :], similarity, mask=inside)
 
@@ -168,14 +174,17 @@ def weights_kernel(
     tile_k = tl.program_id(0) % tiles
     start_n = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_N
     start_k = tile_k.to(tl.int64) * BLOCK_K
-    similarity, divisor = _similarities(
-        h_s, candidates, norm_s, norm_c, start_n, start_k, tokens, rows, width, stride_s_n, stride_s_e, stride_c_k, stride_c_e,
-        tl.constexpr(True), NORMALIZE_CANDIDATES, BLOCK_N, BLOCK_K, BLOCK_E,
+    product = _product(
+        h_s, candidates, start_n, start_k, tokens, rows, width, stride_s_n, stride_s_e, stride_c_k, stride_c_e,
+        BLOCK_N, BLOCK_K, BLOCK_E,
     )  # fmt: skip
     n = start_n + tl.arange(0, BLOCK_N)
     k = start_k + tl.arange(0, BLOCK_K)
     inside = n < tokens
     token = first_token + n
+    similarity, divisor = _over_norms(
+        product, norm_s, norm_c, n, k, tokens, rows, tl.constexpr(True), NORMALIZE_CANDIDATES
+    )
     counted, own_id, filled = _tokens(
         token, inside, token_mask, token_ids, fill, negatives, HAS_MASK, HAS_IDS, HAS_FILL
     )
@@ -183,18 +192,26 @@ def weights_kernel(
         first_column + k, negatives, columns, filled, negative_ids, token, counted, own_id, token_mask, token_ids,
         HAS_IDS, HAS_NEGATIVE_IDS, HAS_MASK, IN_BATCH,
     )  # fmt: skip
+    # A number that no negative has says what is left out: a mask beside the numbers would not fit the registers.
+    similarity = tl.where(valid, similarity, _LEFT_OUT)
     positive = tl.load(positives + token, mask=inside, other=0.0)
-    weight = tl.where(valid, tl.exp2((similarity - 1.0) * (_LOG2_E / tl.load(temperature))), 0.0)
+    weight = tl.exp2((similarity - 1.0) * (_LOG2_E / tl.load(temperature)))
     out = partial + (first_tile + tile_k).to(tl.int64) * 5 * stride_partial + n
     tl.store(out, tl.sum(weight, 1), mask=inside)
-    differences = tl.where(valid, weight * (similarity - positive[:, None]), 0.0)
+    differences = tl.where(similarity == _LEFT_OUT, 0.0, weight * (similarity - positive[:, None]))
     tl.store(plane(out, 1, stride_partial), tl.sum(differences, 1), mask=inside)
-    tl.store(plane(out, 2, stride_partial), tl.sum(tl.where(valid, similarity, 0.0), 1), mask=inside)
-    tl.store(plane(out, 3, stride_partial), tl.sum(valid.to(tl.float32), 1), mask=inside)
-    tl.store(plane(out, 4, stride_partial), tl.max(tl.where(valid, similarity, float("-inf")), 1), mask=inside)
+    tl.store(plane(out, 2, stride_partial), tl.sum(tl.where(similarity == _LEFT_OUT, 0.0, similarity), 1), mask=inside)
+    tl.store(plane(out, 3, stride_partial), tl.sum(tl.where(similarity == _LEFT_OUT, 0.0, 1.0), 1), mask=inside)
+    tl.store(plane(out, 4, stride_partial), tl.max(similarity, 1), mask=inside)
     if WITH_GRAD:
-        weight = rounded(tl.where(valid, weight / divisor[None, :], 0.0), DTYPE)
+        weight = rounded(tl.where(similarity == _LEFT_OUT, 0.0, weight / divisor[None, :]), DTYPE)
         tl.store(weights + n[:, None] * stride_out + k[None, :], weight, mask=inside[:, None] & (k < rows)[None, :])
+
+
+@triton.jit
+def _halves(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The left and the right columns of a tile, which stay in the registers where they are."""
+    return tl.split(tl.permute(tl.reshape(x, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
 
 
 @triton.jit
@@ -348,7 +365,7 @@ def gradient_kernel(
     weights, candidates, norm_c, gradient, tokens, rows, width,
     stride_w, stride_c_k, stride_c_e, tiles,
     ACCUMULATE: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, STRIPS: tl.constexpr,
 ):  # fmt: skip
     """gradient [C, E] (+)= weights [C, K] candidates [K, E], one tile a program.
 
@@ -365,13 +382,35 @@ def gradient_kernel(
             candidates, first, rows, stride_c_k, start_e, width, stride_c_e, BLOCK_K, BLOCK_E, norm == norm
         )
         accumulator = weighted_dot(tile_w, tile_c, accumulator, DTYPE)
+    if STRIPS == 1:
+        _store_strip(accumulator, gradient, start_n, start_e, tokens, width, ACCUMULATE, BLOCK_N, BLOCK_E)
+    else:  # what was there before comes into the registers strip by strip
+        tl.static_assert(STRIPS == 2)
+        left, right = _halves(accumulator, BLOCK_N, BLOCK_E)
+        _store_strip(left, gradient, start_n, start_e, tokens, width, ACCUMULATE, BLOCK_N, BLOCK_E // 2)
+        _store_strip(right, gradient, start_n, start_e + BLOCK_E // 2, tokens, width, ACCUMULATE, BLOCK_N, BLOCK_E // 2)
+
+
+@triton.jit
+def _store_strip(
+    sums,
+    gradient,
+    start_n,
+    start_e,
+    tokens,
+    width,
+    ACCUMULATE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STRIP: tl.constexpr,
+):
+    """Some columns of a tile of :func:`gradient_kernel`."""
     n = start_n + tl.arange(0, BLOCK_N)
-    e = start_e + tl.arange(0, BLOCK_E)
+    e = start_e + tl.arange(0, STRIP)
     inside = (n < tokens)[:, None] & (e < width)[None, :]
     out = gradient + n[:, None] * width + e[None, :]
     if ACCUMULATE:
-        accumulator += tl.load(out, mask=inside, other=0.0)
-    tl.store(out, accumulator, mask=inside)
+        sums += tl.load(out, mask=inside, other=0.0)
+    tl.store(out, sums, mask=inside)
 
 
 @triton.jit
