@@ -33,6 +33,11 @@ __device__ inline float exact(float x) {
   return x + x * 0.0f;
 }
 
+// A count that is kept on the device, brought into [0, limit]: what lies behind is nobody's memory.
+__host__ __device__ inline int64_t within(int64_t count, int64_t limit) {
+  return count < 0 ? 0 : count < limit ? count : limit;
+}
+
 template <typename T>
 __device__ T warp_sum(T x) { // the same bits in every lane
   for (int offset = kWarp / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(kWholeWarp, x, offset);

@@ -6,6 +6,7 @@
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -82,7 +83,7 @@ void ring_enqueue_cpu(
     });
   }
   next = (next + total) % size;
-  filled = std::min(size, filled + total);
+  filled = std::min(size, std::clamp<int64_t>(filled, 0, size) + total);
   bump_versions({rows, ids, head, fill, scales.value_or(at::Tensor())});
 }
 

@@ -3,6 +3,7 @@
 #include "arguments.h"
 #include "kernel.cuh"
 
+#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -33,6 +34,9 @@ void ring_enqueue_cuda(
   p.ids = ids.mutable_data_ptr<int64_t>();
   p.head = head.mutable_data_ptr<int64_t>();
   p.fill = fill.mutable_data_ptr<int64_t>();
+  const at::Tensor arrivals = at::empty({1}, rows.options().dtype(at::kInt));
+  p.arrivals = reinterpret_cast<unsigned*>(arrivals.mutable_data_ptr<int>());
+  C10_CUDA_CHECK(cudaMemsetAsync(p.arrivals, 0, sizeof(unsigned), c10::cuda::getCurrentCUDAStream()));
   p.size = rows.size(0);
   p.width = rows.size(1);
   p.new_rows = new_rows.const_data_ptr();

@@ -5,7 +5,8 @@
 // A block takes neighbouring new rows. It counts the mask before them and in all, so that it knows the place of each of its rows
 // among those that are written and from it the slot; then each warp converts, normalises and stores whole rows. Slots are
 // distinct, so the order of blocks does not matter. Every block needs the old head, so the last one to have read it moves head
-// and fill: blocks are counted in the upper bits of fill, which are 0 again when the launch ends.
+// and fill. The word in which the blocks are counted is the launch's own: one that two launches shared, if they overlap on two
+// streams against the rules, might never be 0 again.
 #pragma once
 
 #include "../common/device.cuh"
@@ -21,6 +22,7 @@ struct RingWrite {
   void* rows;
   float* scales;
   int64_t *ids, *head, *fill;
+  unsigned* arrivals; // blocks that have read the head, 0 when the launch begins
   int64_t size, width; // K, E
   // What is written: [N, E] by strides; [N] each by a stride, or null.
   const void* new_rows;
@@ -40,7 +42,6 @@ struct RingWrite {
 
 constexpr int kRingThreads = 256, kRingWarps = kRingThreads / kWarp;
 constexpr int64_t kNoSlot = -1;
-constexpr int kArrivals = 48; // fill is below 2^48
 constexpr int kRingShared = kRingThreads * sizeof(int64_t) + 2 * kRingWarps * sizeof(int64_t);
 
 // A warp a row, and no more blocks than run at a time, for each reads the whole mask. A block's first row is a multiple of 8.
@@ -160,11 +161,9 @@ __global__ void __launch_bounds__(kRingThreads, 1) ring_write(const RingWrite p)
 
   if (thread == 0) { // behind a barrier that every thread passed with the head in hand
     __threadfence();
-    const auto arrived = atomicAdd(reinterpret_cast<unsigned long long*>(p.fill), 1ull << kArrivals);
-    if (static_cast<int64_t>(arrived >> kArrivals) == p.blocks - 1) {
-      const auto fill = static_cast<int64_t>(arrived & ((1ull << kArrivals) - 1));
+    if (static_cast<int64_t>(atomicAdd(p.arrivals, 1u)) == p.blocks - 1) {
       *p.head = (head + total) % p.size;
-      *p.fill = min(p.size, fill + total);
+      *p.fill = min(p.size, within(*p.fill, p.size) + total);
     }
   }
 }

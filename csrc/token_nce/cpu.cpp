@@ -229,10 +229,8 @@ Outputs run(const Arguments& a) {
   const Code<T> code =
       vlkd::code<T>(is_bf16(a.h_s) && is_bf16(a.h_t) && is_bf16(a.negatives) && a.h_s.size(1) % 2 == 0);
   const auto rows = [&](const at::Tensor& x) { return counted(x).to(code.rows).contiguous(); };
-  const int64_t filled = a.fill.has_value() ? a.fill->item<int64_t>() : a.negatives.size(0);
-  TORCH_CHECK(
-      0 <= filled && filled <= a.negatives.size(0), "token_nce: fill must lie in 0..", a.negatives.size(0), ", got ",
-      filled);
+  const int64_t all = a.negatives.size(0);
+  const int64_t filled = a.fill.has_value() ? std::clamp<int64_t>(a.fill->item<int64_t>(), 0, all) : all;
 
   TokenNce<T> nce(
       code, rows(a.h_s), rows(a.h_t), a.token_ids.has_value() ? counted(*a.token_ids).contiguous() : at::Tensor(),

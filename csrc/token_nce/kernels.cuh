@@ -39,6 +39,11 @@ __device__ inline float element(const RowsInput& x, int64_t row, int64_t column)
   return element(x.data, x.type, row * x.row + column * x.column);
 }
 
+// How many of the negatives are filled.
+__device__ inline int64_t filled_rows(const NceProblem& p) {
+  return p.fill == nullptr ? p.rows : within(*p.fill, p.rows);
+}
+
 // What a row is divided by; a NaN stays one.
 __device__ inline float divisor_of(float norm) {
   return norm < kEps ? kEps : norm;
@@ -130,7 +135,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_weights(NceProblem p, int
     shared.positives[i] = inside ? p.positives[token] : 0.0f;
     shared.counted[i] = inside && (p.token_mask == nullptr || p.token_mask[token]);
     shared.row_ids[i] = inside && with_ids ? p.token_ids[token] : -1;
-    shared.serves[i] = in_batch ? p.token_mask == nullptr || p.token_mask[other] : column < (p.fill == nullptr ? p.rows : *p.fill);
+    shared.serves[i] = in_batch ? p.token_mask == nullptr || p.token_mask[other] : column < filled_rows(p);
     shared.column_ids[i] = -1;
     if (with_ids && in_batch) shared.column_ids[i] = p.token_ids[other];
     if (p.negative_ids != nullptr && column < p.rows) shared.column_ids[i] = p.negative_ids[column];
@@ -307,7 +312,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) nce_gradient(NceProblem p, in
   const int64_t tiles_down = (count + kTile - 1) / kTile;
   const int64_t first_row = blockIdx.x % tiles_down * kTile, first_column = blockIdx.x / tiles_down * kTile;
   const Matrix<T> weights{static_cast<const T*>(p.weights), p.candidate_chunk, count, tiles_from(p, begin) * kTile};
-  const int64_t filled = p.fill == nullptr || p.copy_candidates ? p.columns : *p.fill; // what lies behind may be anything
+  const int64_t filled = p.copy_candidates ? p.columns : filled_rows(p); // what lies behind may be anything
   const T* const rows = static_cast<const T*>(p.candidates) + begin * p.candidate_stride;
   const Matrix<T> candidates{rows, p.candidate_stride, filled - begin, padded_width(p.width)};
   TileSums sums;

@@ -252,6 +252,19 @@ def test_rows_of_any_length(kernel: ctypes.CDLL | None, in_batch: bool, dtype: t
     check(kernel, make(11, 16, dtype), negatives.to(dtype), in_batch=in_batch, temperature=0.1)
 
 
+@pytest.mark.parametrize("fill", [-3, 32, 2**40, 3 << 48 | 4])
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_nothing_behind_the_queue_is_read(kernel: ctypes.CDLL | None, in_batch: bool, fill: int) -> None:
+    """Whatever the count of filled rows says."""
+    x = make(9, 8, torch.bfloat16)
+    expected = queue(31, 8, 0 if fill < 0 else 31, dtype=torch.bfloat16)
+    broken = queue(31, 8, 31, dtype=torch.bfloat16)
+    broken.rows = torch.cat([expected.rows, torch.full((200, 8), math.nan, dtype=torch.bfloat16, device=DEVICE)])[:31]
+    broken.fill.fill_(fill)
+    got, truth = (forward(kernel, x, negatives, in_batch=in_batch) for negatives in (broken, expected))
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(got, truth, strict=True))
+
+
 @pytest.mark.parametrize("filled", [0, 1, 31])
 def test_what_is_not_filled_is_not_read(kernel: ctypes.CDLL | None, filled: int) -> None:
     negatives = queue(31, 8, filled, dtype=torch.bfloat16)

@@ -22,7 +22,7 @@ class Problem(ctypes.Structure):
     """csrc's RingWrite."""
 
     _fields_ = [
-        *((name, POINTER) for name in ("rows", "scales", "ids", "head", "fill")),
+        *((name, POINTER) for name in ("rows", "scales", "ids", "head", "fill", "arrivals")),
         *((name, ctypes.c_int64) for name in ("size", "width")),
         ("new_rows", POINTER),
         *((name, ctypes.c_int64) for name in ("row_stride", "column_stride")),
@@ -65,7 +65,19 @@ def emulate(
     assert kernel is not None
     if rows.shape[0] == 0 or new_rows.shape[0] == 0:
         return
-    problem = Problem()
+    arrivals = torch.zeros(1, dtype=torch.int32)
+    problem = described(arrivals, rows, ids, head, fill, new_rows, mask, new_ids, normalize, scales, new_scales)
+    error, types = ctypes.create_string_buffer(200), (ELEMENTS.index(x.dtype) for x in (rows, new_rows))
+    if kernel.run(ctypes.byref(problem), *types, backwards, error, len(error)):
+        raise RuntimeError(error.value.decode())
+
+
+def described(
+    arrivals: Tensor, rows: Tensor, ids: Tensor, head: Tensor, fill: Tensor, new_rows: Tensor, mask: Tensor | None,
+    new_ids: Tensor | None, normalize: bool, scales: Tensor | None, new_scales: Tensor | None,
+) -> Problem:  # fmt: skip
+    """The arguments of the kernel."""
+    problem = Problem(arrivals=address(arrivals))
     for name, x in (
         ("rows", rows),
         ("scales", scales),
@@ -81,9 +93,7 @@ def emulate(
     problem.size, problem.width = rows.shape
     problem.row_stride, problem.column_stride = new_rows.stride()
     problem.count, problem.normalize, problem.eps = new_rows.shape[0], normalize, 1e-12
-    error, types = ctypes.create_string_buffer(200), (ELEMENTS.index(x.dtype) for x in (rows, new_rows))
-    if kernel.run(ctypes.byref(problem), *types, backwards, error, len(error)):
-        raise RuntimeError(error.value.decode())
+    return problem
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 64, 3000])
@@ -120,6 +130,38 @@ def test_ring_takes_nothing_when_the_mask_hides_everything(writer: Writer) -> No
     queue.enqueue(torch.randn(9, 2, device=writer.device), torch.zeros(9, dtype=torch.bool, device=writer.device), None)
     queue.check()
     assert queue.fill.item() == 3
+
+
+@pytest.mark.parametrize("lead", [0, 1, 3])
+@pytest.mark.parametrize("counts", [(30, 30), (30, 11), (11, 30)])  # 4 blocks or 2
+def test_two_writes_at_a_time_leave_a_queue_that_works(
+    counts: tuple[int, int], lead: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """On two streams, against the rules: which rows stay is open, but no later call may find the queue broken."""
+    kernel = library("ring_queue", "emulated", tmp_path_factory)
+    assert kernel is not None
+    queue = Ring(50, 3)
+    new, arrivals = [torch.randn(count, 3) for count in counts], torch.zeros(2, dtype=torch.int32)
+    writes = [
+        described(arrivals[i:], *queue.state(), rows, None, None, False, None, None) for i, rows in enumerate(new)
+    ]
+    error = ctypes.create_string_buffer(200)
+    assert not kernel.run_together(*(ctypes.byref(write) for write in writes), lead, error, len(error)), error.value
+    assert 0 <= queue.head.item() < 50 and max(counts) <= queue.fill.item() <= 50
+
+    before, rows = queue.head.item(), torch.randn(20, 3)
+    emulate(kernel, False, *queue.state(), rows, None, None, False)
+    assert queue.head.item() == (before + 20) % 50 and max(counts) <= queue.fill.item() <= 50
+    assert torch.equal(queue.rows[torch.arange(before, before + 20) % 50], rows)
+
+
+@pytest.mark.parametrize("fill", [-(2**40), -1, 8, 3 << 48 | 4])
+def test_a_write_brings_a_broken_count_back(writer: Writer, fill: int) -> None:
+    """As an overlap left it in a checkpoint of an earlier version, whose blocks were counted there."""
+    queue = writer.queue(7, 3)
+    queue.fill.fill_(fill)
+    queue.enqueue(torch.randn(2, 3, device=writer.device), None, None)
+    assert queue.fill.item() == (2 if fill < 0 else 7)
 
 
 @pytest.mark.parametrize("width", [40, 37])

@@ -43,6 +43,17 @@ def queue(
     return ring
 
 
+@pytest.mark.parametrize("fill", [-3, 10, 2**40, 3 << 48 | 4])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_broken_count_of_filled_rows_is_brought_into_the_queue(backend: str, fill: int) -> None:
+    need("token_nce", backend)
+    expected = queue(9, 8, 0 if fill < 0 else 9)
+    broken = queue(9, 8, 0 if fill < 0 else 9)
+    broken.fill.fill_(fill)
+    losses = [token_nce(**make(5, 8), negatives=ring, backend=backend) for ring in (broken, expected)]
+    assert torch.equal(*losses)
+
+
 def plain(
     dtype: torch.dtype,
     tensors: dict[str, Tensor],

@@ -1,6 +1,6 @@
 """The ring queue's write in the compiled extension: C++ on the CPU, CUDA on the GPU. K rows, E width, N new rows.
 
-The CUDA write is one launch that asks the host nothing, so that it can be captured in a graph.
+The CUDA write is one launch, behind the clearing of one word, that asks the host nothing, so that it can be captured in a graph.
 """
 
 from __future__ import annotations

@@ -25,6 +25,10 @@ class RingQueue(nn.Module):
     optimizer step, after the last backward: between a forward and its backward, recomputation under activation
     checkpointing would see other rows.
 
+    On a GPU the stream orders what reads and writes a queue. Calls on different streams are the caller's to order (events, or
+    `wait_stream`): two writes that overlap leave rows, ids and head of either, and a read beside a write may see half of it. The queue
+    stays usable, and nothing outside it is read or written.
+
     With several processes, each may have a queue of its rows alone, or, with `group` in every write, all of them the same
     queue: W times as many rows a step, the same bits on every rank, and a checkpoint that any number of processes can load.
 

@@ -49,4 +49,4 @@ def enqueue_(
     kept_ids = torch.full_like(source, -1) if new_ids is None else new_ids[source]
     ids.copy_(torch.where(changed, kept_ids, ids))
     head.copy_((head + total) % size)
-    fill.copy_((fill + total).clamp(max=size))
+    fill.copy_((fill.clamp(0, size) + total).clamp(max=size))

@@ -222,8 +222,8 @@ inline int __popcll(unsigned long long x) {
 
 inline void __threadfence() {}
 
-inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
-  const unsigned long long before = *at;
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+  const unsigned before = *at;
   *at += value;
   return before;
 }
