@@ -14,7 +14,7 @@ EXTRAS := train,eval,bench,dev
 install = $(if $(LATEST),$(PIP) --upgrade --upgrade-strategy eager $(1),$(PIP) --constraint constraints.txt $(1) \
 	|| { echo 'Not all versions of constraints.txt can be had here, as pip says above: going on with the newest.' >&2; $(PIP) $(1); })
 
-.PHONY: demo study check test test-slow install constraints lint bench bench-step bench-gpu clean FORCE
+.PHONY: demo study check test test-slow install constraints lint oldest bench bench-step bench-gpu clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo 'make check     install and run, in two minutes, what to run while writing: ruff, types of what changed, fast tests'
 	@echo 'make test      install and run the whole test suite, before every commit'
 	@echo 'make test-slow the same, and list the twenty slowest tests'
+	@echo 'make oldest    the kernels'"'"' tests and all compilations ahead of time, in an environment of the oldest versions (an hour, 8 GB)'
 	@echo 'make install   only make $(VENV) and install, at the versions of constraints.txt; LATEST=1: at the newest'
 	@echo 'make constraints write the versions of $(VENV) to constraints.txt, after a whole green run'
 	@echo 'make bench     each op against eager and torch.compile, then the table of figures'
@@ -61,6 +62,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(TESTS) --durations=20
+
+oldest:
+	PYTHON=$(PYTHON) .ci/oldest
 
 # The environment has these versions, so nothing is to be installed after it.
 constraints: $(STAMP)

@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 from vlkd_kernels.triton_attention import Gpu
 
 # What is compiled, and whom for: an op's launch sees the GPU where it asks for one.
-GPUS = {80: Gpu((8, 0), 163 * 1024), 90: Gpu((9, 0), 227 * 1024), 100: Gpu((10, 0), 227 * 1024)}
+GPUS = {80: Gpu((8, 0), 163 * 1024, 108), 90: Gpu((9, 0), 227 * 1024, 132), 100: Gpu((10, 0), 227 * 1024, 148)}
 ARCHITECTURES = tuple(GPUS)
 LEAST_SHARED_MEMORY = 99 * 1024  # of GPUs with sm_80's matrix instructions: sm_86, sm_89, sm_120
 _OPTIONS = ("num_warps", "num_stages", "maxnreg")

@@ -6,8 +6,8 @@
 
 Triton's kernels are compiled here. The quick part is bfloat16 at one size on every architecture, and float32 and float16 on
 sm_90; tests hold it to the committed table. csrc's kernels are read from the installed extension, if it has any; to write the table
-they are built for every architecture. Registers depend on the compiler, so the table says which Triton and which CUDA made it.
-Needs no GPU.
+they are built for every architecture. Registers depend on the compiler, so Triton's kernels have a table for each version, the oldest
+and the newest that wrote one (`.ci/oldest` writes the oldest's), and csrc's say which CUDA made them. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from unittest import mock
 
 import torch
 import triton
+from packaging.version import Version
 
 from benchmarks.ahead_of_time import ARCHITECTURES, GPUS, Launch, compile_launch, record
 from benchmarks.csrc_kernels import built_kernels, installed_kernels
@@ -64,6 +65,9 @@ def cases() -> Iterator[Case]:
         yield Case(f"distill_attention/{name}/kl/64", _distill(dtype, 64, "kl"), ())
         yield Case(f"token_nce/{name}/bounded/768", _nce(dtype, learned=False), quick)
         yield Case(f"token_nce/{name}/learned/768", _nce(dtype, learned=True), quick)
+        for tokens in (256, 2048):
+            yield Case(f"token_nce/{name}/bounded/{tokens} x 768", _nce(dtype, learned=False, tokens=tokens), ())
+        yield Case(f"token_nce/{name}/bounded/33", _nce(dtype, learned=False, width=33), quick[:1])
 
 
 def compile_cases(quick: bool) -> dict[str, dict[str, Any]]:
@@ -77,6 +81,16 @@ def compile_cases(quick: bool) -> dict[str, dict[str, Any]]:
                 key = f"{case.name}/{name.removesuffix('_kernel')}/sm_{architecture}"
                 rows[key] = launch.options | compile_launch(launch, architecture)._asdict()
     return rows
+
+
+def with_oldest(made: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The tables of two versions of Triton: what was made now, and of those before the oldest, or if that was made now the newest."""
+    others = sorted(before.keys() - made.keys(), key=Version)
+    if not others:
+        return made
+    is_oldest = all(Version(version) < Version(others[0]) for version in made)
+    kept = others[-1] if is_oldest else others[0]
+    return dict(sorted((made | {kept: before[kept]}).items(), key=lambda item: Version(item[0])))
 
 
 def _attention(
@@ -110,17 +124,18 @@ def _distill(dtype: torch.dtype, width: int, distance: str) -> Callable[[int], l
     return launches
 
 
-def _nce(dtype: torch.dtype, learned: bool) -> Callable[[int], list[Launch]]:
-    """With a temperature that is a number, or a tensor."""
+def _nce(dtype: torch.dtype, learned: bool, tokens: int = 16384, width: int = 768) -> Callable[[int], list[Launch]]:
+    """With ids, and a temperature that is a number, or a tensor; as many tokens as have the largest tiles, or fewer."""
 
-    def launches(_: int) -> list[Launch]:
-        h = torch.empty(512, 768, dtype=dtype, device="meta")
-        queue = torch.empty(4096, 768, dtype=dtype, device="meta")
-        fill, queue_ids, ids = (torch.empty(n, dtype=torch.int64, device="meta") for n in ((), (4096,), (512,)))
-        mask = torch.empty(512, dtype=torch.bool, device="meta")
+    def launches(architecture: int) -> list[Launch]:
+        h = torch.empty(tokens, width, dtype=dtype, device="meta")
+        queue = torch.empty(16384, width, dtype=dtype, device="meta")
+        fill, queue_ids, ids = (torch.empty(n, dtype=torch.int64, device="meta") for n in ((), (16384,), (tokens,)))
+        mask = torch.empty(tokens, dtype=torch.bool, device="meta")
         number, tensor = (None, torch.empty((), device="meta")) if learned else (0.07, None)
         arguments = (h, h, queue, fill, queue_ids, mask, ids, number, tensor, True, False, True, True)
-        return record(token_nce, lambda: token_nce.launch(*arguments))
+        with mock.patch.object(token_nce, "gpu", lambda _: GPUS[architecture]):
+            return record(token_nce, lambda: token_nce.launch(*arguments))
 
     return launches
 
@@ -130,14 +145,16 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every case, not the quick part alone")
     parser.add_argument("--write", action="store_true", help=f"compile everything and rewrite {PATH.name}")
     options = parser.parse_args()
-    rows = compile_cases(quick=not (options.all or options.write))
-    if not options.write:
-        cuda, csrc = installed_kernels()
-    elif shutil.which("nvcc"):
-        cuda, csrc = built_kernels(ARCHITECTURES, jobs=os.cpu_count() or 1)
-    else:  # what another machine found stays
-        cuda, csrc = (json.loads(PATH.read_text())[key] for key in ("cuda", "csrc"))
-    table = {"triton": triton.__version__, "kernels": rows, "cuda": cuda, "csrc": csrc}
+    kernels = {triton.__version__: compile_cases(quick=not (options.all or options.write))}
+    cuda, csrc = installed_kernels()
+    if options.write:
+        before = json.loads(PATH.read_text())
+        kernels = with_oldest(kernels, before["kernels"])
+        if shutil.which("nvcc") and torch.version.cuda:
+            cuda, csrc = built_kernels(ARCHITECTURES, jobs=os.cpu_count() or 1)
+        else:  # what another machine found stays
+            cuda, csrc = before["cuda"], before["csrc"]
+    table = {"kernels": kernels, "cuda": cuda, "csrc": csrc}
     text = json.dumps(table, indent=1) + "\n"
     if options.write:
         PATH.write_text(text)

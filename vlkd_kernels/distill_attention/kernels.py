@@ -215,7 +215,10 @@ def queries_kernel(
     BLOCK_DS: tl.constexpr, BLOCK_DT: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
     MASK: tl.constexpr, HAS_DROPOUT: tl.constexpr, IS_CAUSAL: tl.constexpr, KL: tl.constexpr,
 ):  # fmt: skip
-    """One tile of query rows of one head: dQ. row_terms holds c, D + c δ (KL: D), and 2 where the output is taken, else 1 for the loss, or 0."""
+    """One tile of query rows of one head: dQ.
+
+    row_terms holds c, D + c δ (KL: D), and 2 where the output is taken, else 1 where the loss is, else 0.
+    """
     start = (tl.program_id(0) % tiles) * BLOCK_L
     bh = (tl.program_id(0) // tiles).to(tl.int64)
     b = bh // heads
