@@ -34,12 +34,12 @@ def head_config(dtype: torch.dtype, keys: int, width: int, gpu: Gpu) -> TileConf
 
 
 def head_shared_bytes(dtype: torch.dtype, keys: int, width: int) -> int:
-    """The most shared memory that a block of `head_kernel` takes: both sides' keys, a tile of queries and of the gradient.
+    """The most shared memory that a block of `head_kernel` takes: both sides' keys, tiles of queries and of the gradient.
 
     The student's keys and the queries lie there once more for the products with the gradient, which float16 takes in float32.
     """
     keys, width, weight = padded(keys), padded(width), 4 if dtype == torch.float16 else 2
-    return keys * width * (2 + 2 + weight) + 16 * (keys + width) * weight + 64  # and a few barriers
+    return keys * width * (2 + 2 + weight) + 16 * (keys + 3 * width) * weight + 64  # and a few barriers
 
 
 def tile_config(dtype: torch.dtype, width: int) -> TileConfig:
