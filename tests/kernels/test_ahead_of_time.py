@@ -140,6 +140,10 @@ def test_the_committed_table_is_up_to_date(
     assert not stale, "run `python -m benchmarks.static_table --write`"
 
 
+def architectures(table: Table) -> set[str]:
+    return {key.rsplit("/", 1)[1] for key in table}
+
+
 @pytest.fixture(params=["compiled", "committed"])
 def csrc(request: pytest.FixtureRequest) -> Table:
     table = request.getfixturevalue(request.param)["csrc"]
@@ -161,7 +165,6 @@ def test_csrc_multiplies_on_the_tensor_cores(csrc: Table) -> None:
     with_products = ("attention_mse_head", "nce_weights", "nce_gradient")
     kernels = {key: row for key, row in csrc.items() if key.startswith(with_products)}
     assert {key.split("<")[0] for key in kernels} == set(with_products)
-    assert {key.rsplit("/", 1)[1] for key in kernels} >= set(SHARED_MEMORY)
     for key, row in kernels.items():
         suffix = ".BF16" if "BFloat16" in key else ""
         assert row["instructions"] == [f"HMMA.16816.F32{suffix}"], key
@@ -170,4 +173,10 @@ def test_csrc_multiplies_on_the_tensor_cores(csrc: Table) -> None:
 def test_the_committed_csrc_table_is_up_to_date(compiled: dict[str, Any], committed: dict[str, Any]) -> None:
     if compiled["cuda"] != committed["cuda"]:
         pytest.skip(f"the table is of CUDA {committed['cuda']}, this is {compiled['cuda'] or 'built without'}")
-    assert compiled["csrc"] == committed["csrc"], "run `python -m benchmarks.static_table --write`"
+    assert architectures(committed["csrc"]) == set(SHARED_MEMORY)
+    built = architectures(compiled["csrc"]) & set(SHARED_MEMORY)  # the extension is compiled for the GPUs that are here
+    ours, kept = (
+        {key: row for key, row in table["csrc"].items() if key.rsplit("/", 1)[1] in built}
+        for table in (compiled, committed)
+    )
+    assert ours == kept, "run `python -m benchmarks.static_table --write`"
