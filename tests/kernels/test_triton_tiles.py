@@ -41,9 +41,11 @@ def test_one_tile_takes_a_head_where_the_gpu_has_the_memory(
 
 
 def test_a_gpu_is_asked_for_its_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    properties = types.SimpleNamespace(major=12, minor=0, shared_memory_per_block_optin=101376)
+    properties = types.SimpleNamespace(
+        major=12, minor=0, shared_memory_per_block_optin=101376, multi_processor_count=170
+    )
     monkeypatch.setattr(torch.cuda, "get_device_properties", {torch.device("cuda", 1): properties}.get)
-    assert gpu(torch.device("cuda", 1)) == Gpu((12, 0), 101376)
+    assert gpu(torch.device("cuda", 1)) == Gpu((12, 0), 101376, 170)
     assert gpu(torch.device("cpu")).capability == (9, 0)
 
 
