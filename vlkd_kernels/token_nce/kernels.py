@@ -3,6 +3,9 @@
 Shapes: N tokens, E embedding width, K negatives; C tokens of one chunk.
 """
 
+# In a kernel every number that is written out is a constexpr.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import triton
