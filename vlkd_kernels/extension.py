@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -48,14 +49,18 @@ def build_info() -> dict[str, Any]:
 def runs_on(architectures: str, capability: tuple[int, int]) -> Literal["machine code", "PTX"] | None:
     """How a GPU runs what was compiled for `architectures` (as in TORCH_CUDA_ARCH_LIST), or None: it cannot.
 
-    Machine code runs on the same major version from its minor version on, PTX is translated by every GPU that is no older.
+    Machine code runs on the same major version from its minor version on, and that of "9.0a" on 9.0 alone. PTX is translated by
+    every GPU that is no older. A list of names, such as "Hopper", is taken to mean the GPU.
     """
-    forms = [
-        (tuple(map(int, name.removesuffix("+PTX").split("."))), "PTX" in name) for name in architectures.split(";")
-    ]
-    if any(major == capability[0] and minor <= capability[1] for (major, minor), _ in forms):
+    forms = re.findall(r"(\d+)\.(\d+)([af]?)(\+PTX)?", architectures)
+    if not forms:
         return "machine code"
-    return "PTX" if any(form <= capability and has_ptx for form, has_ptx in forms) else None
+    for major, minor, only, _ in forms:
+        compiled = int(major), int(minor)
+        if compiled == capability or (not only and compiled[0] == capability[0] and compiled[1] <= capability[1]):
+            return "machine code"
+    has_ptx = any(ptx and not only and (int(major), int(minor)) <= capability for major, minor, only, ptx in forms)
+    return "PTX" if has_ptx else None
 
 
 @functools.cache

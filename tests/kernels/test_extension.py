@@ -199,6 +199,11 @@ def test_architectures_are_those_of_the_gpus_that_are_here(
         ("8.0;9.0", (10, 0), None),
         ("8.6", (8, 0), None),
         ("9.0+PTX", (8, 6), None),
+        ("9.0a", (9, 0), "machine code"),
+        ("9.0a+PTX", (10, 0), None),
+        ("10.0a 12.0", (10, 3), None),
+        ("8.0 9.0+PTX", (10, 0), "PTX"),
+        ("Ampere;Hopper", (9, 0), "machine code"),
     ],
 )
 def test_a_gpu_runs_machine_code_of_its_kind_or_older_ptx(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fresh_process
 import pytest
+import torch
 from detector_pairs import Small, small_detector
 from made_once import made_once
 from quick_demo import quick_demo
@@ -36,6 +37,15 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
 def vlkd():
     """The same command in less time."""
     return fresh_process.run_vlkd
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """As in the processes of the pipeline, so that bits can be compared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

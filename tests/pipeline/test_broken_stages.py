@@ -35,7 +35,7 @@ from vlkd.regions.detectors import to_tensors
 from vlkd.training import StageData, distill, finetune, pretrain, train_stage
 from vlkd_kernels import RingQueue
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 STEPS = "{{steps: {}, batch: 16, lr: {}, warmup: 0.1, log_every: 20}}"
 SETTINGS = [
@@ -48,14 +48,6 @@ SETTINGS = [
     "schedules.student=" + STEPS.format(300, 2e-3),
     "schedules.student_vqa=" + STEPS.format(400, 1e-3),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -22,18 +22,9 @@ from vlkd.pipeline.two_detectors import TwoDetectors
 from vlkd.regions.picture_folder import find_pictures
 from vlkd.scenes import CLASSES, Picture
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 PART = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """As in the processes below, so that bits can be compared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -16,16 +16,7 @@ from vlkd.regions import extract, load_packaged_detectors
 from vlkd.regions.two_stage import UNNAMED
 from vlkd.scenes import Picture
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """As in the processes below, so that bits can be compared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def test_the_demos_detectors_give_what_the_demo_extracts(scenes: list[Picture]) -> None:

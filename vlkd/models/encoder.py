@@ -114,9 +114,8 @@ class VLModel(VLPreTrainedModel):
         parts = torch.cat((text, self.region_embeddings(regions)), dim=1)  # [B, T + R, D]
         rows = token_index
         if sequence_index is not None:
-            first = parts.shape[1] * torch.arange(
-                parts.shape[0], device=parts.device
-            )  # [B], a sequence's first row of all
+            # [B], a sequence's first row of all
+            first = parts.shape[1] * torch.arange(parts.shape[0], device=parts.device)
             rows = sequence_index + first[:, None]  # [B, L]
             rows = rows if token_index is None else rows.flatten()[token_index]
         # An embedding of rows is gathered fast, and its backward is deterministic on a GPU too.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,17 +45,18 @@ class _HeadedModel(VLPreTrainedModel):
     bert: VLModel
 
     def _encode(
-        self, read: Tensor, all_hidden: bool, attention_mask: Tensor, **inputs: Tensor | None
+        self, read: Tensor, all_hidden: bool, mask_shape: torch.Size, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The last hidden state, [B, L, D], and its rows at the places ``read`` (int64 [m], b·L + i), [m, D].
 
-        Without ``all_hidden`` there is nothing but these in the former, see :class:`VLOutput`.
+        Without ``all_hidden`` there is nothing but these in the former, see :class:`VLOutput`. ``inputs`` are the arguments of
+        :meth:`VLModel.forward` in its order, and ``mask_shape`` is that of the attention mask.
         """
         if all_hidden:
-            hidden = self.bert(attention_mask=attention_mask, **inputs)
+            hidden = self.bert(*inputs)
             return hidden, pick_rows(hidden, read)
-        rows = self.bert(attention_mask=attention_mask, **inputs, read=read)
-        batch, _, length = attention_mask.shape
+        rows = self.bert(*inputs, read=read)
+        batch, _, length = mask_shape
         hidden = rows.new_zeros(batch * length, rows.shape[1]).index_copy_(0, read, rows.detach())
         return hidden.unflatten(0, (batch, length)), rows
 
@@ -107,23 +107,15 @@ class VLForPreTraining(_LanguageModel):
         ``logits`` is then [n, V] instead of [B, T, V], the same numbers at a fraction of the cost. Without ``all_hidden`` the
         last layer may compute nothing but what these and [CLS] need.
         """
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "regions": regions,
-            "attention_mask": attention_mask,
-            "sequence_index": sequence_index,
-            "token_index": token_index,
-        }
+        inputs = (input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index, token_index)
         if logit_positions is None:
-            hidden = self.bert(**inputs)
+            hidden = self.bert(*inputs)
             return VLOutput(
                 hidden, self._text_logits(hidden, input_ids), self.cls.seq_relationship(self.bert.pool(hidden))
             )
         first = _first_places(attention_mask)  # [B], of [CLS]
         read = torch.cat((first, _word_places(logit_positions, first)))
-        hidden, rows = self._encode(read, all_hidden, **inputs)
+        hidden, rows = self._encode(read, all_hidden, attention_mask.shape, *inputs)
         of_first, of_words = rows.split((len(first), len(rows) - len(first)))
         matching = self.cls.seq_relationship(self.bert.pool(of_first.unsqueeze(1)))
         return VLOutput(hidden, self.cls.predictions(of_words), matching)
@@ -151,19 +143,13 @@ class VLForCaptioning(_LanguageModel):
         all_hidden: bool = True,
     ) -> VLOutput:
         """As :meth:`VLForPreTraining.forward`, without matching."""
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "regions": regions,
-            "attention_mask": attention_mask,
-            "sequence_index": sequence_index,
-            "token_index": token_index,
-        }
+        inputs = (input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index, token_index)
         if logit_positions is None:
-            hidden = self.bert(**inputs)
+            hidden = self.bert(*inputs)
             return VLOutput(hidden, self._text_logits(hidden, input_ids))
-        hidden, rows = self._encode(_word_places(logit_positions, _first_places(attention_mask)), all_hidden, **inputs)
+        hidden, rows = self._encode(
+            _word_places(logit_positions, _first_places(attention_mask)), all_hidden, attention_mask.shape, *inputs
+        )
         return VLOutput(hidden, self.cls.predictions(rows))
 
 
@@ -239,17 +225,9 @@ class VLForVQA(_HeadedModel):
 
         Without ``all_hidden`` the last layer may compute nothing but the state that answers.
         """
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "regions": regions,
-            "attention_mask": attention_mask,
-            "sequence_index": sequence_index,
-            "token_index": token_index,
-        }
+        inputs = (input_ids, token_type_ids, position_ids, regions, attention_mask, sequence_index, token_index)
         places = _first_places(attention_mask) + self._answering(input_ids)
-        hidden, rows = self._encode(places, all_hidden, **inputs)  # [B, L, D], [B, D]
+        hidden, rows = self._encode(places, all_hidden, attention_mask.shape, *inputs)  # [B, L, D], [B, D]
         summary = self.bert.pool(rows.unsqueeze(1)) if self.config.answer_mask_id is None else self.cls(rows)
         return VLOutput(hidden, self.classifier(self.dropout(summary)))
 
